@@ -1,0 +1,1 @@
+"""Engines that VeloLLM can talk to, one file each."""

@@ -1,0 +1,131 @@
+"""What a backend, a running server and an answer are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from velollm.facts import Facts
+from velollm.knobs import Knobs
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as the user named it, and the GGUF file that it is (None where it cannot be reached)."""
+
+    name: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One knob in a backend's own words: ``key`` = ``value`` at a place of kind ``target``.
+
+    Kinds: ``environment`` (a server's environment variables), ``engine`` (our own engine settings,
+    per model), ``model`` (parameters stored with an Ollama model).
+    """
+
+    target: Literal["environment", "engine", "model"]
+    key: str
+    value: str
+    knob: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One streamed answer as the client saw it.
+
+    ``events`` are (seconds since the request was sent, tokens received so far); times come from the
+    client's monotonic clock. ``fresh_prompt_tokens`` were computed, ``cached_prompt_tokens`` were not
+    (None: the engine does not say). ``prompt_s`` is the engine's own prefill time. ``finish`` is ``length``
+    (token count reached), ``stop`` (the model ended), ``time`` (we stopped reading at the time limit),
+    ``error``.
+    """
+
+    events: tuple[tuple[float, int], ...]
+    finish: Literal["length", "stop", "time", "error"]
+    fresh_prompt_tokens: int | None = None
+    cached_prompt_tokens: int | None = None
+    prompt_s: float | None = None
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    error: str | None = None
+    text: str = ""
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds from sending the request to the first token."""
+        return self.events[0][0] if self.events else None
+
+
+class RunningServer(ABC):
+    """A server that answers on loopback, with one model loaded or loadable."""
+
+    url: str
+
+    @abstractmethod
+    def complete(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        seed: int,
+        deadline_s: float,
+        decode_limit_s: float | None = None,
+        ignore_eos: bool = True,
+    ) -> Completion:
+        """Stream one answer, sampled at temperature 1 with ``seed``.
+
+        Reading stops after ``max_tokens``, or ``decode_limit_s`` after the first token. Safe to call from
+        several threads. Raises `VeloError` when the server is gone or gives nothing until ``deadline_s``.
+        """
+
+    @abstractmethod
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text by this model's own tokenizer."""
+
+    @abstractmethod
+    def pids(self) -> tuple[int, ...]:
+        """Processes of the server, for memory readings; empty where they are not ours to see."""
+
+
+class Backend(ABC):
+    """One engine: which knobs it has, what it would do by itself, and how to run it privately."""
+
+    name: str
+    knobs: frozenset[str]
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why this backend cannot be used here, in one line; None where it can."""
+
+    @abstractmethod
+    def find_model(self, name: str) -> ModelRef:
+        """The model of that name. Raises `VeloError` where there is none."""
+
+    @abstractmethod
+    def default_knobs(self, facts: Facts) -> Knobs:
+        """What this engine (or the Ollama whose part it plays) would choose here by itself."""
+
+    @abstractmethod
+    def render(self, knobs: Knobs, facts: Facts) -> tuple[Setting, ...]:
+        """Knobs in this backend's own settings; a knob at the engine's default needs none."""
+
+    @abstractmethod
+    def trial(
+        self, model: ModelRef, knobs: Knobs, *, log: Path, progress: Progress | None = None
+    ) -> AbstractContextManager[RunningServer]:
+        """Start a private server with these knobs; leaving the context ends its whole process group."""
+
+
+def iter_backends() -> Iterator[Backend]:
+    """One of each backend, in name order."""
+    from velollm.discover import collect
+
+    yield from collect("velollm.backends", "backend", Backend)  # type: ignore[type-abstract]

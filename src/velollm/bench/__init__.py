@@ -1,0 +1,1 @@
+"""Timed requests, fair comparison."""

@@ -1,0 +1,1 @@
+"""What is wrong or wasteful about a machine: one check a file."""

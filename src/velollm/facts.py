@@ -1,0 +1,285 @@
+"""What is known of a machine, its GPUs, a model and a server.
+
+Everything here is frozen. A value that nobody could read is None, never zero and never a guess;
+`Facts.sources` says for each value where it was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Base of all facts: immutable, and no field that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CpuFacts(Frozen):
+    """Processor and what of it this process may use.
+
+    ``usable_cores``: hardware threads that are online, inside the cpuset and the affinity mask, cut
+    by the whole part of the CPU quota, at least 1; ``usable_physical_cores``: the same in cores.
+    CPU lists are in the kernel's form (``0-3,8``).
+    """
+
+    model_name: str | tuple[str, ...] | None = None
+    architecture: str | None = None
+    sockets: int | None = None
+    numa_nodes: int | None = None
+    physical_cores: int | None = None
+    performance_cores: int | None = None
+    efficiency_cores: int | None = None
+    logical_cores: int | None = None
+    online_cores: int | None = None
+    online_physical_cores: int | None = None
+    usable_cores: int | None = None
+    usable_physical_cores: int | None = None
+    threads_per_core: int | None = None
+    performance_cpus: str | None = None
+    efficiency_cpus: str | None = None
+    affinity: str | None = None
+    isa: tuple[str, ...] | None = None
+    governor: str | None = None
+    board: str | None = None
+
+
+class MemoryFacts(Frozen):
+    """Main memory in bytes. ``limit_bytes`` is the cgroup's limit, ``allowed_bytes`` what the NUMA nodes of the cpuset hold."""
+
+    total_bytes: int | None = None
+    available_bytes: int | None = None
+    limit_bytes: int | None = None
+    limit_used_bytes: int | None = None
+    allowed_bytes: int | None = None
+    swap_total_bytes: int | None = None
+    swap_free_bytes: int | None = None
+    proc_meminfo_total_bytes: int | None = None
+    approx_gib: float | None = None
+    host_approx_gb: float | None = None
+    total_text: str | None = None
+    total_mib: int | None = None
+
+
+class CgroupFacts(Frozen):
+    """Control group of this process: ``cpu_quota`` in CPUs (1.5 = one and a half), lists in the kernel's form."""
+
+    version: int | None = None
+    mount: str | None = None
+    cpuset: str | None = None
+    mems: str | None = None
+    cpu_quota: float | None = None
+    memory_limit_bytes: int | None = None
+
+
+class PowerFacts(Frozen):
+    """Battery or mains."""
+
+    on_battery: bool | None = None
+    battery_percent: float | None = None
+    battery_health_percent: float | None = None
+    status: str | None = None
+    draw_watts: float | None = None
+
+
+class ThermalFacts(Frozen):
+    """Has the processor been slowed down by heat since the machine started?"""
+
+    throttled_since_boot: bool | None = None
+
+
+class LoadFacts(Frozen):
+    """How busy others are. ``busy_cores_now``: cores' worth of CPU time that others took while sampled.
+
+    ``busy_per_cpu`` gives the share (0 to 1) for each sampled hardware thread; ``load_15m`` is the
+    kernel's 15-minute load average. Our own process and its children are left out of the sample.
+    """
+
+    busy_cores_now: float | None = None
+    busy_per_cpu: tuple[float, ...] | None = None
+    sampled_s: float | None = None
+    load_1m: float | None = None
+    load_15m: float | None = None
+
+
+class PcieFacts(Frozen):
+    """PCI Express link as it can be at best: generation and lanes; ``*_now`` as it runs at the moment."""
+
+    gen: int | None = None
+    width: int | None = None
+    gen_now: int | None = None
+    width_now: int | None = None
+
+
+class MigDevice(Frozen):
+    """One slice of an NVIDIA GPU in MIG mode."""
+
+    profile: str | None = None
+    vram_bytes: int | None = None
+
+
+class GpuProcess(Frozen):
+    """Another process that holds memory on a GPU."""
+
+    pid: int
+    name: str | None = None
+    vram_bytes: int | None = None
+
+
+class GpuFacts(Frozen):
+    """One GPU. ``vram_bytes`` is the card's own memory; with ``unified_memory`` it stays None unless a carve-out is fixed."""
+
+    vendor: str | None = None
+    name: str | None = None
+    vram_bytes: int | None = None
+    vram_free_bytes: int | None = None
+    vram_used_bytes: int | None = None
+    integrated: bool | None = None
+    unified_memory: bool | None = None
+    compute_capability: str | None = None
+    driver_version: str | None = None
+    driver_model: str | None = None
+    cuda_version: str | None = None
+    gfx: str | None = None
+    metal: str | None = None
+    gpu_cores: int | None = None
+    mig: bool | None = None
+    mig_devices: tuple[MigDevice, ...] | None = None
+    largest_usable_bytes: int | None = None
+    gtt_limit_bytes: int | None = None
+    shared_pool_bytes: int | None = None
+    pcie: PcieFacts | None = None
+    pci: str | None = None
+    pci_device_id: str | None = None
+    numa_node: int | None = None
+    cpu_affinity: str | None = None
+    display_active: bool | None = None
+    power_limit_watts: float | None = None
+    processes: tuple[GpuProcess, ...] | None = None
+
+
+class LogGpu(Frozen):
+    """A GPU as a server's log names it; sizes as printed there."""
+
+    name: str | None = None
+    library: str | None = None
+    compute: str | None = None
+    driver: str | None = None
+    variant: str | None = None
+    gfx: str | None = None
+    total: str | None = None
+    available: str | None = None
+    os_overhead: str | None = None
+    integrated: bool | None = None
+    is_budget_not_memory: bool | None = None
+
+
+class LogFacts(Frozen):
+    """What one log of an Ollama server tells."""
+
+    version: str | None = None
+    os: str | None = None
+    port: int | None = None
+    cpu: CpuFacts | None = None
+    gpus: tuple[LogGpu, ...] | None = None
+    total_vram: str | None = None
+    memory: str | None = None
+    default_num_ctx: int | None = None
+
+
+class ServerFacts(Frozen):
+    """A running inference server and what it really runs with."""
+
+    engine: str | None = None
+    runner: str | None = None
+    version: str | None = None
+    context_tokens: int | None = None
+    slots: int | None = None
+    flash_attention: str | None = None
+    kv_type: str | None = None
+    batch: int | None = None
+    ubatch: int | None = None
+    gpu_layers: int | None = None
+    total_layers: int | None = None
+    threads: int | None = None
+    kv_cache_bytes: int | None = None
+
+
+class MlaFacts(Frozen):
+    """Multi-head latent attention: the compressed KV row is ``kv_lora_rank + rope_dims`` values."""
+
+    kv_lora_rank: int
+    rope_dims: int
+    q_lora_rank: int | None = None
+
+
+class SsmFacts(Frozen):
+    """State-space (recurrent) layers of a model, GGUF ``ssm.*`` values."""
+
+    conv_kernel: int | None = None
+    inner_size: int | None = None
+    state_size: int | None = None
+    time_step_rank: int | None = None
+    group_count: int | None = None
+
+
+class ModelFacts(Frozen):
+    """A model as its GGUF header describes it. Per-layer tuples have ``layers`` entries."""
+
+    name: str
+    path: str | None = None
+    file_bytes: int | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    layers: int | None = None
+    embedding_length: int | None = None
+    feed_forward_length: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    kv_heads: tuple[int, ...] | None = None
+    key_length: int | None = None
+    value_length: int | None = None
+    key_length_swa: int | None = None
+    value_length_swa: int | None = None
+    vocab: int | None = None
+    context_train: int | None = None
+    experts: int | None = None
+    experts_used: int | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] | None = None
+    recurrent_layers: tuple[bool, ...] | None = None
+    kv_shared_layers: int | None = None
+    mla: MlaFacts | None = None
+    ssm: SsmFacts | None = None
+    mtp_layers: int | None = None
+    file_type: str | None = None
+    has_chat_template: bool | None = None
+    tensor_bytes: int | None = None
+    bytes_by_type: Mapping[str, int] = Field(default_factory=dict)
+
+
+class Facts(Frozen):
+    """Everything that is known, and where each value was read (``sources``: path of the fact to place)."""
+
+    os: str | None = None
+    cpu: CpuFacts | None = None
+    memory: MemoryFacts | None = None
+    cgroup: CgroupFacts | None = None
+    power: PowerFacts | None = None
+    thermal: ThermalFacts | None = None
+    load: LoadFacts | None = None
+    gpus: tuple[GpuFacts, ...] | None = None
+    gpus_attached: int | None = None
+    container: str | None = None
+    virtual_machine: bool | None = None
+    wsl: bool | None = None
+    unified_memory: bool | None = None
+    not_metal: bool | None = None
+    libraries: Mapping[str, bool] = Field(default_factory=dict)
+    devices: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    environment: Mapping[str, str] | None = None
+    server: ServerFacts | None = None
+    logs: Mapping[str, LogFacts] | None = None
+    model: ModelFacts | None = None
+    sources: Mapping[str, str] = Field(default_factory=dict)

@@ -1,0 +1,238 @@
+"""The things that can be turned, in words that belong to no engine, and what a user wants of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from velollm.units import parse_duration_s
+
+KnobValue = bool | int | float | str | None
+Knobs = Mapping[str, KnobValue]
+Basis = Literal["measured", "engine", "arithmetic", "table", "user", "unknown"]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One thing to turn.
+
+    ``purpose`` decides how it may be kept: ``speed`` only when measured faster, ``enables`` when the
+    profile wants it and speed is not proved lower. ``changes_answer``: turning it can change what the
+    model says, so only the user's own word turns it. ``scope``: ``server`` knobs hold for every model
+    of a server, ``model`` knobs for one.
+    """
+
+    name: str
+    unit: str
+    purpose: Literal["speed", "enables"]
+    scope: Literal["server", "model"]
+    summary: str
+    explain: str
+    changes_answer: bool = False
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+
+
+KV_TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "f32")
+QUANTIZED_KV_TYPES = frozenset(KV_TYPES) - {"f16", "bf16", "f32"}
+SPECULATION_KINDS = ("none", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+LOAD_MODES = ("auto", "none", "mmap", "mlock")
+
+_ALL = (
+    Knob(
+        "threads",
+        "threads",
+        "speed",
+        "server",
+        "CPU threads that compute tokens",
+        "Token generation on a CPU is bound by memory bandwidth, and all threads meet at a barrier after "
+        "every operation, so the slowest one sets the pace. More threads than free physical cores make every "
+        "barrier wait for the scheduler: one other busy process on one of two cores took decode from 52 to "
+        "0.9 tokens/s. One thread for each usable, free physical core is the choice.",
+        minimum=1,
+    ),
+    Knob(
+        "context_tokens",
+        "tokens per slot",
+        "enables",
+        "model",
+        "tokens that one conversation can hold",
+        "What does not fit the context is cut off without an error. The KV cache grows in step with it, "
+        "so the plan takes what the profile wants, within the model's training context and free memory.",
+        minimum=4,
+    ),
+    Knob(
+        "slots",
+        "slots",
+        "enables",
+        "model",
+        "requests that are answered at the same time",
+        "With one slot the second user waits until the first has the whole answer. Slots share each pass "
+        "over the weights, so total tokens/s rises; each slot needs a KV cache of its own.",
+        minimum=1,
+    ),
+    Knob(
+        "kv_type_k",
+        "type",
+        "enables",
+        "model",
+        "number format of the keys in the KV cache",
+        "A smaller format holds more context in the same memory and is read faster, but it can change "
+        "answers, so f16 stays unless you choose otherwise with --set.",
+        changes_answer=True,
+        choices=KV_TYPES,
+    ),
+    Knob(
+        "kv_type_v",
+        "type",
+        "enables",
+        "model",
+        "number format of the values in the KV cache",
+        "As for the keys. A quantized V needs flash attention; without it the engine refuses to load.",
+        changes_answer=True,
+        choices=KV_TYPES,
+    ),
+    Knob(
+        "flash_attention",
+        "auto, on or off",
+        "speed",
+        "server",
+        "fused attention kernel",
+        "Keeps attention scores out of memory: faster on long contexts, and required by a quantized V. "
+        "The engine's `auto` turns it on wherever the device can do it.",
+        choices=("auto", "on", "off"),
+    ),
+    Knob(
+        "batch",
+        "tokens",
+        "speed",
+        "model",
+        "prompt tokens that are taken in one logical step",
+        "Prefill works through the prompt in steps of this size.",
+        minimum=1,
+    ),
+    Knob(
+        "ubatch",
+        "tokens",
+        "speed",
+        "model",
+        "prompt tokens that are computed in one go",
+        "The physical batch: larger ones keep a GPU full but need more memory for intermediate results; "
+        "a CPU gains nothing above a few hundred.",
+        minimum=1,
+    ),
+    Knob(
+        "keep_alive_s",
+        "seconds (-1: for ever)",
+        "enables",
+        "server",
+        "how long an idle model stays in memory",
+        "After it the next request loads the model again, which costs seconds to minutes.",
+        minimum=-1,
+    ),
+    Knob(
+        "load_mode",
+        "mode",
+        "enables",
+        "server",
+        "how the weights get into memory",
+        "`none` reads them once; `mmap` maps the file, which on a CPU keeps a second, repacked copy; "
+        "`mlock` also pins it.",
+        choices=LOAD_MODES,
+    ),
+    Knob(
+        "speculation",
+        "kind",
+        "speed",
+        "server",
+        "guess the next tokens and check them together",
+        "The n-gram kinds look for the last words earlier in the text and propose what followed then. On text "
+        "that repeats itself (edits, code, agents) several tokens are accepted for one pass over the weights; "
+        "on text that does not, checking costs up to 13%. The answer stays the same.",
+        choices=SPECULATION_KINDS,
+    ),
+    Knob(
+        "max_loaded_models",
+        "models",
+        "enables",
+        "server",
+        "models that may be in memory together",
+        "More models than memory holds evict each other, and each eviction is a cold load.",
+        minimum=1,
+    ),
+)
+KNOBS: dict[str, Knob] = {knob.name: knob for knob in _ALL}
+
+
+def parse_knob_value(name: str, text: str) -> KnobValue:
+    """Value of ``--set NAME=TEXT``.
+
+    Raises:
+        ValueError: the knob does not exist, or the text is no value of it; the message says why.
+    """
+    knob = KNOBS.get(name)
+    if knob is None:
+        raise ValueError(f"there is no knob '{name}'")
+    text = text.strip().lower()
+    if knob.choices:
+        if text not in knob.choices:
+            raise ValueError(f"{name} is one of {', '.join(knob.choices)}, not '{text}'")
+        return text
+    number = parse_duration_s(text) if name.endswith("_s") else _parse_int(text)
+    if number is None:
+        raise ValueError(f"{name} is a number of {knob.unit}, not '{text}'")
+    if knob.minimum is not None and number < knob.minimum:
+        raise ValueError(f"{name} is at least {knob.minimum:g}, not {text}")
+    return int(number)
+
+
+def _parse_int(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the user wants, as `configs/profiles/*.yaml` says it.
+
+    ``workload`` names the file in `benchmarks/workloads` whose figures count, ``metric`` the ratio that
+    decides. ``keep_alive_s`` None leaves the engine's own. ``speculation`` lists kinds worth a trial.
+    ``accepted_price``: by how much the deciding ratio may be proved lower for what the plan enables
+    (0.1 = a tenth), because that is what this profile is for.
+    """
+
+    name: str
+    summary: str
+    context_tokens: int
+    slots: int
+    workload: str
+    metric: Literal["decode", "prefill", "ttft", "aggregate_4", "worst_ttft_4"]
+    keep_alive_s: int | None = None
+    minimum_context_tokens: int = 4096
+    speculation: tuple[str, ...] = ()
+    accepted_price: float = 0.0
+    max_loaded_models: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One knob as a plan (or a rule) sets it, with the reason and what the reason rests on."""
+
+    name: str
+    value: KnobValue
+    reason: str
+    basis: Basis
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a rule may look at besides facts: the profile, the engine's defaults, the user's pins and its knobs."""
+
+    profile: Profile
+    defaults: Knobs = field(default_factory=dict)
+    pins: Knobs = field(default_factory=dict)
+    backend: str = ""
+    supported: frozenset[str] = frozenset(KNOBS)

@@ -1,0 +1,1 @@
+"""GGUF metadata, memory arithmetic, and models made to measure."""

@@ -1,0 +1,1 @@
+"""Machine and server to facts."""

@@ -1,0 +1,52 @@
+"""What a rule is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from velollm.facts import Facts
+from velollm.knobs import Basis, Knobs, KnobValue, Wish
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Values for the rule's knobs, one reason for them, and what the reason rests on.
+
+    ``candidates`` are other values worth measuring against these, likelier first.
+    """
+
+    values: Mapping[str, KnobValue]
+    reason: str
+    basis: Basis = "arithmetic"
+    candidates: tuple[Mapping[str, KnobValue], ...] = ()
+
+
+@dataclass(frozen=True)
+class Skip:
+    """No advice, and why: what is as it should be, or which fact was missing."""
+
+    reason: str
+    lacked: tuple[str, ...] = ()
+
+
+Decide = Callable[[Facts, Knobs, Wish], Advice | Skip]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pure function that owns ``sets``; it runs after the rules that own ``needs``.
+
+    The docstring of ``decide`` is the rule's documentation.
+    """
+
+    id: str
+    sets: tuple[str, ...]
+    decide: Decide
+    needs: tuple[str, ...] = ()
+    title: str = field(default="")
+
+    @property
+    def doc(self) -> str:
+        """The rule's documentation."""
+        return (self.decide.__doc__ or "").strip()

@@ -1,0 +1,1 @@
+"""Places where a setting lives: read, write, read back."""

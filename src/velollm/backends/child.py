@@ -1,0 +1,152 @@
+"""A child process of our own: its own process group, its output read as it comes, always reaped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from velollm.errors import VeloError
+
+_STOP_S = 5.0
+_TAIL_LINES = 40
+
+
+class Child:
+    """A running child process whose output goes to ``log``.
+
+    ``ready`` looks at each line of output and returns a value (an address) at the line that says the
+    child can work; `wait_ready` returns it. The child's standard input is a pipe that we hold, so that a
+    child of ours notices when this process dies, however it dies; ``first_line`` is written to it.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        environ: Mapping[str, str] | None = None,
+        ready: Callable[[str], str | None] = lambda _: None,
+        cwd: Path | None = None,
+        first_line: str | None = None,
+    ) -> None:
+        self.argv = tuple(argv)
+        self.log = log
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._ready = ready
+        self._value: str | None = None
+        self._event = threading.Event()
+        try:
+            self._log_file = log.open("ab")
+        except OSError as error:
+            raise VeloError(f"cannot write the engine's log {log}: {error.strerror}", "free some disk space") from error
+        try:
+            self.process = self._spawn(environ, cwd)
+        except OSError as error:
+            self._log_file.close()
+            raise VeloError(
+                f"cannot start {argv[0]}: {error.strerror}", "check that the engine is installed and executable"
+            ) from error
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if first_line is not None:
+            self._say(first_line)
+
+    def _say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        # A child that is already dead is reported by `wait_ready`.
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(line.encode() + b"\n")
+            self.process.stdin.flush()
+
+    def _spawn(self, environ: Mapping[str, str] | None, cwd: Path | None) -> subprocess.Popen[bytes]:
+        new_group: dict[str, object] = {"start_new_session": True}
+        if sys.platform == "win32":
+            new_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+            list(self.argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=None if environ is None else dict(environ),
+            cwd=cwd,
+            **new_group,
+        )
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for raw in self.process.stdout:
+            with contextlib.suppress(OSError, ValueError):
+                self._log_file.write(raw)
+                self._log_file.flush()
+            line = raw.decode("utf-8", "replace").rstrip()
+            self.tail.append(line)
+            if not self._event.is_set() and (value := self._ready(line)) is not None:
+                self._value = value
+                self._event.set()
+        self._event.set()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_ready(self, timeout_s: float) -> str | None:
+        """What ``ready`` returned; None when the child ended first or the time is up."""
+        self._event.wait(timeout_s)
+        return self._value
+
+    def wait_end(self, timeout_s: float | None = None) -> int | None:
+        """Exit status, or None when the child still runs after ``timeout_s``."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the child's whole process group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if sys.platform == "win32":
+                self.process.send_signal(number)
+            else:
+                os.killpg(self.pid, number)
+
+    def stop(self, *, gently: bool = False) -> None:
+        """End the whole process group and wait for it; ``gently`` asks with SIGTERM first."""
+        if gently and self.alive:
+            self.signal(signal.SIGTERM)
+            self.wait_end(_STOP_S)
+        self.signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.wait_end(_STOP_S)
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+        self._reader.join(_STOP_S)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._log_file.close()
+
+    def why_it_failed(self) -> str:
+        """The line of the output that most likely names the cause, shortened; empty where nothing does."""
+        return pick_reason(self.tail)
+
+
+_TELLING = ("error", "failed", "fatal", "abort", "unable", "cannot", "invalid", "out of memory", "no such")
+
+
+def pick_reason(lines: Sequence[str] | deque[str]) -> str:
+    """The first of the last lines that names a cause, without time stamps; empty where none does."""
+    for line in lines:
+        text = line.strip()
+        if any(word in text.lower() for word in _TELLING):
+            return text[-300:]
+    return ""

@@ -1,0 +1,117 @@
+"""llama.cpp inside the xllamacpp wheel, always in a child process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Setting
+from velollm.backends.child import Child
+from velollm.backends.embedded_child import READY
+from velollm.backends.gguf_files import find_gguf
+from velollm.backends.llamaargs import ARG_OF_KNOB
+from velollm.backends.llamabase import serving
+from velollm.backends.ollama_defaults import ollama_default_knobs
+from velollm.facts import Facts
+from velollm.knobs import KNOBS, Knobs
+
+_OWN = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models"}
+
+
+class EmbeddedBackend(Backend):
+    """The engine that is there wherever the `embedded` extra is installed.
+
+    Settings that hold for every model go to the environment file, those of one model to the engine
+    settings; `velollm run` uses both.
+    """
+
+    name = "embedded"
+    knobs = _OWN
+
+    def missing(self) -> str | None:
+        if importlib.util.find_spec("xllamacpp") is None:
+            return "the embedded engine is not installed: pipx inject velollm xllamacpp"
+        if sys.platform == "linux" and not has_libgomp():
+            return f"the embedded engine needs the system library libgomp.so.1: {libgomp_command()}"
+        return None
+
+    def find_model(self, name: str) -> ModelRef:
+        return find_gguf(name)
+
+    def default_knobs(self, facts: Facts) -> Knobs:
+        return {name: value for name, value in ollama_default_knobs(facts).items() if name in self.knobs}
+
+    def render(self, knobs: Knobs, facts: Facts) -> tuple[Setting, ...]:
+        defaults = self.default_knobs(facts)
+        settings: list[Setting] = []
+        for name, value in knobs.items():
+            if name not in self.knobs or value is None or value == defaults.get(name):
+                continue
+            if KNOBS[name].scope == "server":
+                settings.append(Setting("environment", ARG_OF_KNOB[name], str(value), name))
+            else:
+                settings.append(Setting("engine", name, str(value), name))
+        return tuple(settings)
+
+    def trial(
+        self, model: ModelRef, knobs: Knobs, *, log: Path, progress: Progress | None = None
+    ) -> AbstractContextManager[RunningServer]:
+        return serving(start_engine(model, knobs, log=log), model, progress)
+
+
+def start_engine(
+    model: ModelRef, knobs: Knobs, *, log: Path, port: int = 0, environ: Mapping[str, str] | None = None
+) -> Child:
+    """Start the engine's process; ``port`` 0 lets the kernel choose one."""
+    wanted = json.dumps({"model": str(model.path), "knobs": dict(knobs), "port": port})
+    return Child(
+        [sys.executable, "-m", "velollm.backends.embedded_child"],
+        log=log,
+        environ=os.environ if environ is None else environ,
+        ready=lambda line: line[len(READY) :].strip() if line.startswith(READY) else None,
+        first_line=wanted,
+    )
+
+
+def has_libgomp() -> bool:
+    """Can the dynamic linker find libgomp.so.1, which the wheel does not carry?"""
+    try:
+        ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        return False
+    return True
+
+
+_LIBGOMP_COMMANDS = {
+    "debian": "apt-get install libgomp1",
+    "ubuntu": "apt-get install libgomp1",
+    "fedora": "dnf install libgomp",
+    "rhel": "dnf install libgomp",
+    "suse": "zypper install libgomp1",
+    "arch": "pacman -S gcc-libs",
+    "alpine": "apk add libgomp",
+}
+
+
+def libgomp_command(os_release: str | None = None) -> str:
+    """The command that installs libgomp.so.1 on this distribution; without a known one, the package's name."""
+    if os_release is None:
+        try:
+            os_release = Path("/etc/os-release").read_text(encoding="utf-8")
+        except OSError:
+            os_release = ""
+    fields = dict(line.split("=", 1) for line in os_release.splitlines() if "=" in line)
+    names = f"{fields.get('ID', '')} {fields.get('ID_LIKE', '')}".replace('"', "").split()
+    for name in names:
+        if command := _LIBGOMP_COMMANDS.get(name):
+            return f"sudo {command}"
+    return "install the package that holds it (libgomp1 or libgomp)"
+
+
+backend = EmbeddedBackend()

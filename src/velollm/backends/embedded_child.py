@@ -1,0 +1,72 @@
+"""The embedded engine's own process: llama.cpp inside the xllamacpp wheel, serving on loopback.
+
+Run as ``python -m velollm.backends.embedded_child``, with one JSON line on standard input:
+``{"model": path, "knobs": {…}, "port": 0}``. It prints ``velollm-ready URL`` once it can answer, and ends when
+standard input closes, so that it never outlives the process that started it. It leaves through
+``os._exit``, because taking the engine down in-process has been seen to hang.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+READY = "velollm-ready "
+
+
+def make_params(xllamacpp: Any, model: str, knobs: dict[str, Any], port: int) -> Any:
+    """The engine's parameters for these knobs; a knob that is absent or None is left to the engine."""
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.hostnames = ["127.0.0.1"]
+    params.port = port
+    params.n_parallel = knobs.get("slots") or 1
+    params.n_ctx = (knobs.get("context_tokens") or 0) * params.n_parallel
+    params.kv_unified = False
+    params.ctx_shift = True
+    params.endpoint_metrics = True
+    params.endpoint_slots = True
+    for name in ("batch", "ubatch"):
+        if knobs.get(name):
+            setattr(params, f"n_{name}", knobs[name])
+    if knobs.get("threads"):
+        params.cpuparams.n_threads = knobs["threads"]
+        params.cpuparams_batch.n_threads = knobs["threads"]
+    for name in ("k", "v"):
+        if kind := knobs.get(f"kv_type_{name}"):
+            setattr(params, f"cache_type_{name}", xllamacpp.ggml_type[f"GGML_TYPE_{kind.upper()}"])
+    _set_modes(xllamacpp, params, knobs)
+    return params
+
+
+def _set_modes(xllamacpp: Any, params: Any, knobs: dict[str, Any]) -> None:
+    flash = {"auto": "AUTO", "on": "ENABLED", "off": "DISABLED"}.get(knobs.get("flash_attention") or "")
+    if flash:
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type[f"LLAMA_FLASH_ATTN_TYPE_{flash}"]
+    if mode := knobs.get("load_mode"):
+        params.load_mode = xllamacpp.llama_load_mode[f"LLAMA_LOAD_MODE_{mode.upper()}"]
+    if (kind := knobs.get("speculation")) and kind != "none":
+        name = kind.upper().replace("-", "_")
+        params.speculative.types = [xllamacpp.common_speculative_type[f"COMMON_SPECULATIVE_TYPE_{name}"]]
+
+
+def main() -> None:
+    """Serve until standard input closes."""
+    wanted = json.loads(sys.stdin.readline())
+    try:
+        import xllamacpp
+
+        params = make_params(xllamacpp, wanted["model"], wanted["knobs"], wanted["port"])
+        server = xllamacpp.Server(params)
+    except Exception as error:
+        print(f"velollm-error {type(error).__name__}: {error}", flush=True)  # noqa: T201
+        os._exit(1)
+    print(f"{READY}{server.listening_address}", flush=True)  # noqa: T201
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What the two llama.cpp backends share: finding a GGUF file, and a private server around a child process."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from velollm.backends.base import ModelRef, Progress
+from velollm.backends.child import Child
+from velollm.backends.llamahttp import LlamaHttp
+from velollm.errors import VeloError
+
+LOAD_TIMEOUT_S = 300.0
+
+
+@contextlib.contextmanager
+def serving(child: Child, model: ModelRef, progress: Progress | None = None) -> Iterator[LlamaHttp]:
+    """Wait until ``child`` has loaded the model; hand out its HTTP interface; reap the whole group in the end."""
+    server: LlamaHttp | None = None
+    try:
+        if progress:
+            progress(f"loading {model.name}")
+        url = child.wait_ready(LOAD_TIMEOUT_S)
+        if url is None:
+            raise load_failure(child, model)
+        server = LlamaHttp(url, pids=(child.pid,), alive=lambda: child.alive)
+        yield server
+    finally:
+        if server is not None:
+            server.close()
+        child.stop()
+
+
+def load_failure(child: Child, model: ModelRef) -> VeloError:
+    """Why a server did not start, from its own output."""
+    status = child.wait_end(1.0)
+    if status is None:
+        return VeloError(
+            f"the engine did not load {model.name} within {LOAD_TIMEOUT_S:.0f} s", f"its log is {child.log}"
+        )
+    reason = child.why_it_failed() or f"exit status {status}"
+    if re.search(r"address already in use|couldn't bind", reason):
+        return VeloError(f"the port is taken: {reason}", "stop the other program, or choose another --port")
+    if status in (-9, 137):
+        reason = "it was killed, most likely for want of memory"
+    return VeloError(
+        f"the engine could not load {model.name}: {reason}",
+        f"check that the file is whole and fits in memory; the engine's log is {child.log}",
+    )

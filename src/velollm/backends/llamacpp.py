@@ -1,0 +1,81 @@
+"""llama.cpp's own `llama-server`, where it is on PATH."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Setting
+from velollm.backends.child import Child
+from velollm.backends.gguf_files import find_gguf
+from velollm.backends.llamaargs import ARG_OF_KNOB, CONTEXT_ARG, render_flags, total_context_tokens
+from velollm.backends.llamabase import serving
+from velollm.backends.ollama_defaults import ollama_default_knobs
+from velollm.facts import Facts
+from velollm.knobs import KNOBS, Knobs
+
+_LISTENING = re.compile(r"server is listening on (http://\S+)")
+
+
+class LlamaCppBackend(Backend):
+    """A `llama-server` of the user's. All its knobs are `LLAMA_ARG_*` variables, so one environment file holds them."""
+
+    name = "llamacpp"
+    knobs = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models"}
+
+    def missing(self) -> str | None:
+        return None if shutil.which("llama-server") else "no llama-server on PATH"
+
+    def find_model(self, name: str) -> ModelRef:
+        return find_gguf(name)
+
+    def default_knobs(self, facts: Facts) -> Knobs:
+        return {name: value for name, value in ollama_default_knobs(facts).items() if name in self.knobs}
+
+    def render(self, knobs: Knobs, facts: Facts) -> tuple[Setting, ...]:
+        defaults = self.default_knobs(facts)
+        changed = {k: v for k, v in knobs.items() if k in self.knobs and v is not None and v != defaults.get(k)}
+        settings = [
+            Setting("environment", ARG_OF_KNOB[name], str(value), name)
+            for name, value in changed.items()
+            if name != "context_tokens"
+        ]
+        # The engine's context is for all slots together, so it changes with either.
+        if {"context_tokens", "slots"} & changed.keys() and (total := total_context_tokens(knobs)):
+            settings.append(Setting("environment", CONTEXT_ARG, str(total), "context_tokens"))
+        return tuple(settings)
+
+    @contextlib.contextmanager
+    def trial(
+        self, model: ModelRef, knobs: Knobs, *, log: Path, progress: Progress | None = None
+    ) -> Iterator[RunningServer]:
+        binary = shutil.which("llama-server") or "llama-server"
+        argv = [binary, "--model", str(model.path), "--host", "127.0.0.1", "--port", str(free_port())]
+        child = Child([*argv, *render_flags(knobs)], log=log, environ=_clean_environ(), ready=_listening)
+        with serving(child, model, progress) as server:
+            yield server
+
+
+def _listening(line: str) -> str | None:
+    match = _LISTENING.search(line)
+    return match.group(1) if match else None
+
+
+def _clean_environ() -> dict[str, str]:
+    """Our environment without the user's engine settings, which would colour the trial."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
+
+
+def free_port() -> int:
+    """A free loopback port, asked of the kernel."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+backend = LlamaCppBackend()

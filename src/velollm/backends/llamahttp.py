@@ -1,0 +1,213 @@
+"""llama.cpp's own HTTP interface, which the embedded engine and `llama-server` share.
+
+Endpoints and fields: llama.cpp, tools/server/README.md (`/completion`, `/tokenize`, `/props`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import httpx
+
+from velollm.backends.base import Completion, RunningServer
+from velollm.errors import VeloError
+
+_CONNECT_S = 10.0
+
+
+class LlamaHttp(RunningServer):
+    """A llama-server interface at ``url``; ``alive`` tells whether the process behind it still runs."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pids: tuple[int, ...] = (),
+        alive: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.url = url
+        self._pids = pids
+        self._alive = alive
+        self._clock = clock
+        # Loopback only: a proxy from the environment must never see these requests.
+        self._client = httpx.Client(
+            base_url=url, trust_env=False, timeout=_CONNECT_S, limits=httpx.Limits(max_connections=None)
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def pids(self) -> tuple[int, ...]:
+        return self._pids
+
+    def props(self) -> dict[str, object]:
+        """The engine's `/props`: slots, context, build."""
+        data = self._get_json("/props")
+        return data if isinstance(data, dict) else {}
+
+    def count_tokens(self, text: str) -> int:
+        try:
+            reply = self._client.post("/tokenize", json={"content": text})
+            reply.raise_for_status()
+            return len(reply.json()["tokens"])
+        except (httpx.HTTPError, KeyError, ValueError) as error:
+            raise self._gone(error) from error
+
+    def complete(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        seed: int,
+        deadline_s: float,
+        decode_limit_s: float | None = None,
+        ignore_eos: bool = True,
+    ) -> Completion:
+        body = {
+            "prompt": prompt,
+            "n_predict": max_tokens,
+            "seed": seed,
+            "temperature": 1.0,
+            "ignore_eos": ignore_eos,
+            "stream": True,
+            "cache_prompt": True,
+            "timings_per_token": True,
+            "return_tokens": False,
+        }
+        sent = self._clock()
+        reader = _StreamReader()
+        try:
+            timeout = httpx.Timeout(_CONNECT_S, read=deadline_s)
+            with self._client.stream("POST", "/completion", json=body, timeout=timeout) as reply:
+                if reply.status_code != 200:
+                    return Completion((), "error", error=_error_text(reply.read()))
+                for line in reply.iter_lines():
+                    now = self._clock() - sent
+                    reader.take(line, now)
+                    if reader.finished or now > deadline_s or reader.decoding_for(now, decode_limit_s):
+                        break
+        except httpx.ReadTimeout:
+            return reader.completion(error=f"no token within {deadline_s:.0f} s")
+        except httpx.HTTPError as error:
+            if not self._alive():
+                raise self._gone(error) from error
+            return reader.completion(error=f"the connection broke: {error}")
+        return reader.completion()
+
+    def _get_json(self, path: str) -> object:
+        try:
+            reply = self._client.get(path)
+            reply.raise_for_status()
+            return reply.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._gone(error) from error
+
+    def _gone(self, error: Exception) -> VeloError:
+        if self._alive():
+            return VeloError(f"the engine at {self.url} does not answer: {error}", "try again with a smaller model")
+        return VeloError(
+            "the engine ended in the middle of its work", "it may have run out of memory: try --profile low-memory"
+        )
+
+
+class _StreamReader:
+    """Collects the events of one streamed completion."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, int]] = []
+        self.finished = False
+        self._timings: dict[str, float] = {}
+        self._texts: list[str] = []
+        self._stop_type = ""
+        self._error: str | None = None
+
+    def take(self, line: str, now_s: float) -> None:
+        """One line of the event stream, received ``now_s`` seconds after the request was sent."""
+        if line.startswith("error:"):
+            self._error, self.finished = _error_text(line[6:].encode()), True
+            return
+        if not line.startswith("data:"):
+            return
+        try:
+            data = json.loads(line[5:])
+        except ValueError:
+            return
+        if not isinstance(data, dict):
+            return
+        if "error" in data:
+            self._error, self.finished = _error_text(line[5:].encode()), True
+            return
+        self._take_chunk(data, now_s)
+
+    def _take_chunk(self, data: dict[str, object], now_s: float) -> None:
+        timings = data.get("timings")
+        if isinstance(timings, dict):
+            self._timings = timings
+        if isinstance(text := data.get("content"), str):
+            self._texts.append(text)
+        if data.get("stop") is True:
+            self.finished = True
+            self._stop_type = str(data.get("stop_type", ""))
+        count = self._token_count(data)
+        if count > (self.events[-1][1] if self.events else 0):
+            self.events.append((now_s, count))
+
+    def _token_count(self, data: dict[str, object]) -> int:
+        for value in (self._timings.get("predicted_n"), data.get("tokens_predicted")):
+            if isinstance(value, int):
+                return value
+        return 0
+
+    def decoding_for(self, now_s: float, limit_s: float | None) -> bool:
+        """Has decoding gone on for ``limit_s`` since the first token?"""
+        return limit_s is not None and bool(self.events) and now_s - self.events[0][0] >= limit_s
+
+    def completion(self, error: str | None = None) -> Completion:
+        error = error or self._error
+        return Completion(
+            events=tuple(self.events),
+            finish="error" if error else self._finish(),
+            fresh_prompt_tokens=_whole(self._timings.get("prompt_n")),
+            cached_prompt_tokens=_whole(self._timings.get("cache_n")),
+            prompt_s=_seconds(self._timings.get("prompt_ms")),
+            drafted_tokens=_whole(self._timings.get("draft_n")),
+            accepted_tokens=_whole(self._timings.get("draft_n_accepted")),
+            error=error,
+            text="".join(self._texts),
+        )
+
+    def _finish(self) -> Literal["length", "stop", "time"]:
+        if not self.finished:
+            return "time"
+        return "length" if self._stop_type == "limit" else "stop"
+
+
+def parse_stream(lines: Iterable[str]) -> Completion:
+    """A completion from the lines of a recorded stream, all received at once."""
+    reader = _StreamReader()
+    for line in lines:
+        reader.take(line, 0.0)
+    return reader.completion()
+
+
+def _whole(value: float | None) -> int | None:
+    return int(value) if isinstance(value, (int, float)) and value >= 0 else None
+
+
+def _seconds(value_ms: float | None) -> float | None:
+    return value_ms / 1000 if isinstance(value_ms, (int, float)) and value_ms > 0 else None
+
+
+def _error_text(body: bytes) -> str:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace").strip()[:300] or "an error without a text"
+    inner = data.get("error", data) if isinstance(data, dict) else data
+    if isinstance(inner, dict):
+        return str(inner.get("message", inner))[:300]
+    return str(inner)[:300]

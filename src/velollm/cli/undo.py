@@ -1,0 +1,33 @@
+"""`velollm undo`: put back, byte for byte, what a flight changed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from velollm.cli.shared import JsonOption, console, print_json
+
+
+def command(
+    flight: Annotated[
+        str | None,
+        typer.Argument(metavar="[FLIGHT]", help="Id of a flight; without one, the latest that changed anything."),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Put back, byte for byte, what a flight changed.
+
+    What somebody else has changed since is left alone and named. With nothing to undo it says so.
+
+    Example: velollm undo
+    """
+    from velollm.autopilot import undo
+
+    result = undo(flight)
+    if json_:
+        print_json(result.to_json())
+        return
+    from velollm.report.terminal import render_undo
+
+    console().print(render_undo(result), soft_wrap=True)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from velollm.backends.child import Child, pick_reason
+from velollm.errors import VeloError
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def ready(line: str) -> str | None:
+    return line.removeprefix("ready ") if line.startswith("ready ") else None
+
+
+def test_ready_value_and_log(tmp_path: Path) -> None:
+    child = Child(python("print('ready here', flush=True); input()"), log=tmp_path / "log", ready=ready)
+    assert child.wait_ready(20) == "here"
+    assert child.alive
+    child.stop()
+    assert not child.alive
+    assert "ready here" in (tmp_path / "log").read_text()
+
+
+def test_child_that_ends_is_never_ready(tmp_path: Path) -> None:
+    child = Child(python("print('error: no such thing')"), log=tmp_path / "log", ready=ready)
+    assert child.wait_ready(20) is None
+    assert child.wait_end(20) == 0
+    assert child.why_it_failed() == "error: no such thing"
+    child.stop()
+
+
+def test_stop_reaps_grandchildren(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('ready', p.pid, flush=True); p.wait()"
+    )
+    child = Child(python(code), log=tmp_path / "log", ready=ready)
+    value = child.wait_ready(20)
+    assert value is not None
+    grandchild = psutil.Process(int(value))
+    child.stop()
+    # The grandchild is nobody's to wait for but init's: gone or a zombie is dead.
+    psutil.wait_procs([grandchild], timeout=10)
+    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+
+
+def test_gentle_stop_lets_the_child_finish(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('goodbye', flush=True), sys.exit(0)))\n"
+        "print('ready x', flush=True)\nwhile True: signal.pause()"
+    )
+    child = Child(python(code), log=tmp_path / "log", ready=ready)
+    child.wait_ready(20)
+    child.stop(gently=True)
+    assert child.wait_end(1) == 0
+    assert "goodbye" in (tmp_path / "log").read_text()
+
+
+def test_stdin_closes_when_the_parent_is_killed(tmp_path: Path) -> None:
+    inner = "import sys; print('ready', __import__('os').getpid(), flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from pathlib import Path; from velollm.backends.child import Child\n"
+        f"c = Child([sys.executable, '-c', {inner!r}], log=Path({str(tmp_path / 'inner')!r}),"
+        " ready=lambda l: l.split()[1] if l.startswith('ready') else None)\n"
+        "print('ready', c.wait_ready(20), flush=True)\nimport time; time.sleep(600)"
+    )
+    parent = Child(python(code), log=tmp_path / "log", ready=ready)
+    value = parent.wait_ready(30)
+    assert value is not None
+    orphan = psutil.Process(int(value))
+    os.kill(parent.pid, signal.SIGKILL)
+    psutil.wait_procs([orphan], timeout=10)
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+    parent.stop()
+
+
+def test_missing_program_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(VeloError, match="cannot start"):
+        Child([str(tmp_path / "nowhere")], log=tmp_path / "log")
+
+
+def test_log_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(VeloError, match="log"):
+        Child(python("pass"), log=tmp_path / "missing" / "log")
+
+
+def test_pick_reason_takes_the_first_telling_line() -> None:
+    assert pick_reason(["loading", "gguf: failed to open", "exiting due to error"]) == "gguf: failed to open"
+    assert pick_reason(["all is well"]) == ""

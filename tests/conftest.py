@@ -1,0 +1,17 @@
+"""Every test gets a home of its own: nothing may touch the user's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("VELOLLM_HOME", str(home / "velollm"))
+    for name in ("OLLAMA_HOST", "OLLAMA_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    return home

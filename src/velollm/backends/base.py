@@ -45,7 +45,7 @@ class Completion:
     client's monotonic clock. ``fresh_prompt_tokens`` were computed, ``cached_prompt_tokens`` were not
     (None: the engine does not say). ``prompt_s`` is the engine's own prefill time. ``finish`` is ``length``
     (token count reached), ``stop`` (the model ended), ``time`` (we stopped reading at the time limit),
-    ``error``.
+    ``error``. ``answer_ttft_s`` is the time to the first token of the answer, after any thinking.
     """
 
     events: tuple[tuple[float, int], ...]
@@ -55,6 +55,7 @@ class Completion:
     prompt_s: float | None = None
     drafted_tokens: int | None = None
     accepted_tokens: int | None = None
+    answer_ttft_s: float | None = None
     error: str | None = None
     text: str = ""
 
@@ -91,6 +92,10 @@ class RunningServer(ABC):
         """Tokens of a text by this model's own tokenizer."""
 
     @abstractmethod
+    def wait(self) -> int | None:
+        """Block until the server ends by itself; its exit status, None where it is not ours to know."""
+
+    @abstractmethod
     def pids(self) -> tuple[int, ...]:
         """Processes of the server, for memory readings; empty where they are not ours to see."""
 
@@ -119,9 +124,12 @@ class Backend(ABC):
 
     @abstractmethod
     def trial(
-        self, model: ModelRef, knobs: Knobs, *, log: Path, progress: Progress | None = None
+        self, model: ModelRef, knobs: Knobs, facts: Facts, *, log: Path, port: int = 0, progress: Progress | None = None
     ) -> AbstractContextManager[RunningServer]:
-        """Start a private server with these knobs; leaving the context ends its whole process group."""
+        """Start a private server with these knobs; leaving the context ends its whole process group.
+
+        ``port`` 0 lets the kernel choose. Raises `VeloError`, with the engine's own reason, when it does not start.
+        """
 
 
 def iter_backends() -> Iterator[Backend]:

@@ -60,9 +60,9 @@ class EmbeddedBackend(Backend):
         return tuple(settings)
 
     def trial(
-        self, model: ModelRef, knobs: Knobs, *, log: Path, progress: Progress | None = None
+        self, model: ModelRef, knobs: Knobs, facts: Facts, *, log: Path, port: int = 0, progress: Progress | None = None
     ) -> AbstractContextManager[RunningServer]:
-        return serving(start_engine(model, knobs, log=log), model, progress)
+        return serving(start_engine(model, knobs, log=log, port=port), model, progress)
 
 
 def start_engine(

@@ -24,7 +24,7 @@ def serving(child: Child, model: ModelRef, progress: Progress | None = None) -> 
         url = child.wait_ready(LOAD_TIMEOUT_S)
         if url is None:
             raise load_failure(child, model)
-        server = LlamaHttp(url, pids=(child.pid,), alive=lambda: child.alive)
+        server = LlamaHttp(url, pids=(child.pid,), alive=lambda: child.alive, wait=child.wait_end)
         yield server
     finally:
         if server is not None:

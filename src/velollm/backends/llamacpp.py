@@ -13,6 +13,7 @@ from pathlib import Path
 from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Setting
 from velollm.backends.child import Child
 from velollm.backends.gguf_files import find_gguf
+from velollm.backends.guard import guarded
 from velollm.backends.llamaargs import ARG_OF_KNOB, CONTEXT_ARG, render_flags, total_context_tokens
 from velollm.backends.llamabase import serving
 from velollm.backends.ollama_defaults import ollama_default_knobs
@@ -52,11 +53,11 @@ class LlamaCppBackend(Backend):
 
     @contextlib.contextmanager
     def trial(
-        self, model: ModelRef, knobs: Knobs, *, log: Path, progress: Progress | None = None
+        self, model: ModelRef, knobs: Knobs, facts: Facts, *, log: Path, port: int = 0, progress: Progress | None = None
     ) -> Iterator[RunningServer]:
         binary = shutil.which("llama-server") or "llama-server"
-        argv = [binary, "--model", str(model.path), "--host", "127.0.0.1", "--port", str(free_port())]
-        child = Child([*argv, *render_flags(knobs)], log=log, environ=_clean_environ(), ready=_listening)
+        argv = [binary, "--model", str(model.path), "--host", "127.0.0.1", "--port", str(port or free_port())]
+        child = Child(guarded([*argv, *render_flags(knobs)]), log=log, environ=_clean_environ(), ready=_listening)
         with serving(child, model, progress) as server:
             yield server
 

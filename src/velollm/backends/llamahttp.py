@@ -27,11 +27,13 @@ class LlamaHttp(RunningServer):
         *,
         pids: tuple[int, ...] = (),
         alive: Callable[[], bool] = lambda: True,
+        wait: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.url = url
         self._pids = pids
         self._alive = alive
+        self._wait = wait
         self._clock = clock
         # Loopback only: a proxy from the environment must never see these requests.
         self._client = httpx.Client(
@@ -43,6 +45,9 @@ class LlamaHttp(RunningServer):
 
     def pids(self) -> tuple[int, ...]:
         return self._pids
+
+    def wait(self) -> int | None:
+        return self._wait()
 
     def props(self) -> dict[str, object]:
         """The engine's `/props`: slots, context, build."""

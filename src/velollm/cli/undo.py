@@ -26,7 +26,9 @@ def command(
 
     result = undo(flight)
     if json_:
-        print_json(result.to_json())
+        from velollm.report.documents import undo_fields
+
+        print_json(undo_fields(result))
         return
     from velollm.report.terminal import render_undo
 

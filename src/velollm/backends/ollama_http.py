@@ -1,0 +1,284 @@
+"""Ollama's HTTP interface: the calls that VeloLLM makes, and one streamed answer.
+
+Fields and errors: Ollama v0.33.0-rc2, api/types.go and server/routes.go.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import httpx
+
+from velollm.backends.base import Completion, RunningServer
+from velollm.backends.llamahttp import LlamaHttp
+from velollm.errors import VeloError
+
+_CONNECT_S = 5.0
+_LOAD_S = 600.0
+Options = Mapping[str, object]
+
+
+class OllamaApi:
+    """One Ollama server. Every failure to reach it is a `VeloError`; refusals are `OllamaRefusalError`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        # The server's address is explicit: a proxy from the environment must not see these requests.
+        self.client = httpx.Client(
+            base_url=self.url, trust_env=False, timeout=_CONNECT_S, limits=httpx.Limits(max_connections=None)
+        )
+
+    def close(self) -> None:
+        self.client.close()
+
+    def get(self, path: str) -> dict[str, Any]:
+        """JSON of a GET."""
+        return self._json(lambda: self.client.get(path))
+
+    def post(self, path: str, body: Mapping[str, object], *, timeout_s: float = _LOAD_S) -> dict[str, Any]:
+        """JSON of a POST that does not stream; the last line of a streamed one."""
+        return self._json(lambda: self.client.post(path, json=body, timeout=httpx.Timeout(_CONNECT_S, read=timeout_s)))
+
+    def delete(self, path: str, body: Mapping[str, object]) -> None:
+        """DELETE with a body."""
+        self._json(lambda: self.client.request("DELETE", path, json=body))
+
+    def _json(self, call: Callable[[], httpx.Response]) -> dict[str, Any]:
+        try:
+            reply = call()
+        except httpx.HTTPError as error:
+            raise VeloError(
+                f"the Ollama server at {self.url} does not answer: {error or type(error).__name__}",
+                "start it with `ollama serve`, or set OLLAMA_HOST to where it listens",
+            ) from error
+        lines = [line for line in reply.text.splitlines() if line.strip()]
+        data = _parse_object(lines[-1]) if lines else {}
+        if reply.status_code >= 400 or "error" in data:
+            raise OllamaRefusalError(
+                reply.status_code, str(data.get("error") or reply.text.strip()[:200] or "no reason")
+            )
+        return data if len(lines) <= 1 else (data or {})
+
+    def version(self) -> str:
+        """Version as the server tells it; a source build says 0.0.0."""
+        return str(self.get("/api/version").get("version", ""))
+
+    def tags(self) -> list[dict[str, Any]]:
+        """The installed models."""
+        found = self.get("/api/tags").get("models")
+        return found if isinstance(found, list) else []
+
+    def loaded(self) -> list[dict[str, Any]]:
+        """The models in memory (`/api/ps`)."""
+        found = self.get("/api/ps").get("models")
+        return found if isinstance(found, list) else []
+
+    def show(self, model: str) -> dict[str, Any]:
+        """Everything about one model. Raises `OllamaRefusalError` (404) where it is not installed."""
+        return self.post("/api/show", {"model": model})
+
+    def load(self, model: str, options: Options, keep_alive: int | str | None = None) -> None:
+        """Load a model, and wait until it is there."""
+        body: dict[str, object] = {"model": model, "options": dict(options), "stream": False}
+        if keep_alive is not None:
+            body["keep_alive"] = keep_alive
+        self.post("/api/generate", body)
+
+    def unload(self, model: str) -> None:
+        """Take a model out of memory now."""
+        self.post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})
+
+
+class OllamaRefusalError(VeloError):
+    """The server answered, and said no; ``status`` is its HTTP status."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"Ollama refused: {reason}", "see the server's log (`journalctl -u ollama`)")
+        self.status = status
+        self.reason = reason
+
+
+class OllamaServer(RunningServer):
+    """One model on an Ollama server, always asked with the same options, so that it is never loaded anew.
+
+    ``child_url`` is the address of the llama-server behind it, where we may know it: only that one counts tokens.
+    """
+
+    def __init__(
+        self,
+        api: OllamaApi,
+        model: str,
+        options: Options,
+        *,
+        child_url: str | None = None,
+        pids: Callable[[], tuple[int, ...]] = tuple,
+        wait: Callable[[], int | None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+        keep_alive: int | None = None,
+    ) -> None:
+        self.url = api.url
+        self._api, self._model, self._options = api, model, dict(options)
+        self._child_url, self._pids, self._wait = child_url, pids, wait
+        self._clock, self._keep_alive = clock, keep_alive
+
+    def pids(self) -> tuple[int, ...]:
+        return self._pids()
+
+    def wait(self) -> int | None:
+        return self._wait()
+
+    def count_tokens(self, text: str) -> int:
+        """By the child's own tokenizer where it is known, else by asking for one token and reading the count."""
+        if self._child_url is not None:
+            child = LlamaHttp(self._child_url)
+            try:
+                return child.count_tokens(text)
+            finally:
+                child.close()
+        body = self._body(text, {"num_predict": 1}) | {"stream": False}
+        return int(self._api.post("/api/generate", body).get("prompt_eval_count", 0))
+
+    def complete(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        seed: int,
+        deadline_s: float,
+        decode_limit_s: float | None = None,
+        ignore_eos: bool = True,
+    ) -> Completion:
+        body = self._body(prompt, {"num_predict": max_tokens, "temperature": 1.0, "seed": seed})
+        sent = self._clock()
+        stream = AnswerStream()
+        timeout = httpx.Timeout(_CONNECT_S, read=deadline_s)
+        try:
+            with self._api.client.stream("POST", "/api/generate", json=body, timeout=timeout) as reply:
+                if reply.status_code != 200:
+                    return Completion((), "error", error=_refusal(reply.read()))
+                for line in reply.iter_lines():
+                    now = self._clock() - sent
+                    stream.take(line, now)
+                    if stream.done or now > deadline_s or stream.decoding_for(now, decode_limit_s):
+                        return stream.completion(ended=False)
+        except httpx.ReadTimeout:
+            return stream.completion(error=f"no token within {deadline_s:.0f} s")
+        except httpx.HTTPError as error:
+            return stream.completion(error=f"the connection broke: {error or type(error).__name__}")
+        return stream.completion(ended=True)
+
+    def _body(self, prompt: str, options: Options) -> dict[str, object]:
+        body: dict[str, object] = {
+            "model": self._model,
+            "prompt": prompt,
+            "raw": True,
+            "options": {**self._options, **options},
+        }
+        if self._keep_alive is not None:
+            body["keep_alive"] = self._keep_alive
+        return body
+
+
+class AnswerStream:
+    """Collects the lines of one `/api/generate` or `/api/chat` stream.
+
+    A stream that ends without its final message is a failure, not a short answer: the engine's process died, or
+    Ollama gave up on more than 30 equal chunks (llm/llama_server.go:1692-1703).
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+        self._events: list[tuple[float, int]] = []
+        self._answer_s: float | None = None
+        self._texts: list[str] = []
+        self._final: dict[str, Any] = {}
+        self._error: str | None = None
+
+    def take(self, line: str, now_s: float) -> None:
+        """One line, received ``now_s`` seconds after the request was sent."""
+        data = _parse_object(line)
+        if "error" in data:
+            self._error, self.done = str(data["error"])[:300], True
+            return
+        answer, thought = _texts_of(data)
+        if answer or thought:
+            self._texts.append(answer)
+            self._events.append((now_s, len(self._events) + 1))
+        if answer and self._answer_s is None:
+            self._answer_s = now_s
+        if data.get("done") is True:
+            self._final, self.done = data, True
+
+    def decoding_for(self, now_s: float, limit_s: float | None) -> bool:
+        """Has decoding gone on for ``limit_s`` since the first token?"""
+        return limit_s is not None and bool(self._events) and now_s - self._events[0][0] >= limit_s
+
+    def completion(self, *, ended: bool = False, error: str | None = None) -> Completion:
+        """What was collected. ``ended``: the server closed the stream, rather than we."""
+        error = error or self._error
+        if error is None and ended and not self.done:
+            error = "the stream ended without its final message"
+        return Completion(
+            events=self._counted_events(),
+            finish="error" if error else self._finish(),
+            fresh_prompt_tokens=_positive(self._final.get("prompt_eval_count")),
+            prompt_s=_seconds(self._final.get("prompt_eval_duration")),
+            answer_ttft_s=self._answer_s,
+            error=error,
+            text="".join(self._texts),
+        )
+
+    def _finish(self) -> Literal["length", "stop", "time"]:
+        if not self._final:
+            return "time"
+        return "length" if self._final.get("done_reason") == "length" else "stop"
+
+    def _counted_events(self) -> tuple[tuple[float, int], ...]:
+        """Events with tokens rather than chunks: a token without text (half a character) makes no chunk.
+
+        The final count is the server's own; the chunks share the difference evenly.
+        """
+        count, chunks = _positive(self._final.get("eval_count")), len(self._events)
+        if not count or not chunks or count == chunks:
+            return tuple(self._events)
+        return tuple((at, max(1, round(number * count / chunks))) for at, number in self._events)
+
+
+def parse_answer(lines: Iterable[str]) -> Completion:
+    """A completion from the lines of a recorded stream, all received at once."""
+    stream = AnswerStream()
+    for line in lines:
+        stream.take(line, 0.0)
+    return stream.completion(ended=True)
+
+
+def _texts_of(data: Mapping[str, Any]) -> tuple[str, str]:
+    message = data.get("message")
+    source = message if isinstance(message, dict) else data
+    answer = source.get("content" if source is message else "response")
+    thought = source.get("thinking")
+    return (answer if isinstance(answer, str) else "", thought if isinstance(thought, str) else "")
+
+
+def _parse_object(line: str) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _refusal(body: bytes) -> str:
+    text = body.decode("utf-8", "replace")
+    return str(_parse_object(text).get("error") or text.strip()[:200] or "refused without a reason")
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _seconds(value_ns: object) -> float | None:
+    return value_ns / 1e9 if isinstance(value_ns, (int, float)) and value_ns > 0 else None

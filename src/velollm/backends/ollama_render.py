@@ -1,0 +1,124 @@
+"""Knobs in Ollama's own settings, by the version of the server.
+
+Which setting reaches what, and what shadows it: Ollama v0.33.0-rc2 envconfig/config.go, llm/llama_server.go:370-650;
+llama.cpp b10488 common/arg.cpp. Only names of this file are ever written, because one wrong LLAMA_ARG_* value makes
+every load fail.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from velollm.backends.base import Setting
+from velollm.knobs import Knobs, KnobValue
+
+LLAMA_SERVER_ERA = (0, 30, 0)
+# LLAMA_ARG_SPEC_TYPE takes the n-gram kinds by these names since the pin of 0.30.0.
+_FLASH = {"on": "1", "off": "0"}
+PARAMETER_OF_KNOB = {"context_tokens": "num_ctx", "batch": "num_batch", "threads": "num_thread"}
+
+
+def parse_version(text: str) -> tuple[int, int, int] | None:
+    """The three numbers of a version; None for a source build (0.0.0) and for no version at all."""
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
+    found = (int(match.group(1)), int(match.group(2)), int(match.group(3))) if match else None
+    return None if found == (0, 0, 0) else found
+
+
+def supported_knobs(version: tuple[int, int, int] | None) -> frozenset[str]:
+    """Knobs that a server of this version has; an unknown version counts as a current one."""
+    always = {"context_tokens", "slots", "kv_type_k", "kv_type_v", "flash_attention", "batch", "threads"}
+    always |= {"keep_alive_s", "max_loaded_models", "load_mode"}
+    if version is not None and version < LLAMA_SERVER_ERA:
+        return frozenset(always)
+    return frozenset(always | {"ubatch", "speculation"})
+
+
+def render_settings(knobs: Knobs, defaults: Knobs, version: tuple[int, int, int] | None) -> tuple[Setting, ...]:
+    """Settings for every knob that is not at Ollama's default."""
+    supported = supported_knobs(version)
+    changed = {k: v for k, v in knobs.items() if k in supported and v is not None and v != defaults.get(k)}
+    settings = [*_environment(changed, knobs), *_parameters(changed, knobs)]
+    return tuple(sorted(settings, key=lambda setting: (setting.target, setting.key)))
+
+
+def _environment(changed: Mapping[str, KnobValue], knobs: Knobs) -> list[Setting]:
+    found: list[Setting] = []
+
+    def add(key: str, value: object, knob: str) -> None:
+        found.append(Setting("environment", key, str(value), knob))
+
+    if "slots" in changed:
+        add("OLLAMA_NUM_PARALLEL", changed["slots"], "slots")
+    if "keep_alive_s" in changed:
+        seconds = changed["keep_alive_s"]
+        add("OLLAMA_KEEP_ALIVE", -1 if isinstance(seconds, int) and seconds < 0 else f"{seconds}s", "keep_alive_s")
+    if "max_loaded_models" in changed:
+        add("OLLAMA_MAX_LOADED_MODELS", changed["max_loaded_models"], "max_loaded_models")
+    if (flash := _FLASH.get(str(changed.get("flash_attention")))) is not None:
+        add("OLLAMA_FLASH_ATTENTION", flash, "flash_attention")
+    if "speculation" in changed:
+        add("LLAMA_ARG_SPEC_TYPE", changed["speculation"], "speculation")
+    k, v = knobs.get("kv_type_k"), knobs.get("kv_type_v")
+    if {"kv_type_k", "kv_type_v"} & changed.keys():
+        if k == v:
+            add("OLLAMA_KV_CACHE_TYPE", k, "kv_type_k")
+        else:
+            # Different types for K and V have no variable of Ollama's own.
+            add("LLAMA_ARG_CACHE_TYPE_K", k, "kv_type_k")
+            add("LLAMA_ARG_CACHE_TYPE_V", v, "kv_type_v")
+    return found
+
+
+def _parameters(changed: Mapping[str, KnobValue], knobs: Knobs) -> list[Setting]:
+    found = [
+        Setting("model", parameter, str(changed[knob]), knob)
+        for knob, parameter in PARAMETER_OF_KNOB.items()
+        if knob in changed
+    ]
+    if "load_mode" in changed and changed["load_mode"] in ("none", "mmap"):
+        found.append(Setting("model", "use_mmap", str(changed["load_mode"] == "mmap").lower(), "load_mode"))
+    if knobs.get("ubatch") not in (None, knobs.get("batch")) and {"batch", "ubatch"} & changed.keys():
+        # num_batch sets both; only without it do the two variables reach the engine.
+        found = [setting for setting in found if setting.key != "num_batch"]
+        found.append(Setting("model", "num_batch", "-1", "batch"))
+        found.append(Setting("environment", "LLAMA_ARG_BATCH", str(knobs["batch"]), "batch"))
+        found.append(Setting("environment", "LLAMA_ARG_UBATCH", str(knobs["ubatch"]), "ubatch"))
+    return found
+
+
+def parse_settings(environ: Mapping[str, str], parameters: Mapping[str, object]) -> dict[str, KnobValue]:
+    """Knobs that a server's environment and a model's parameters set; what is not understood is left out."""
+    knobs: dict[str, KnobValue] = {}
+    numbers = {"slots": "OLLAMA_NUM_PARALLEL", "max_loaded_models": "OLLAMA_MAX_LOADED_MODELS"}
+    numbers |= {"context_tokens": "OLLAMA_CONTEXT_LENGTH", "threads": "LLAMA_ARG_THREADS"}
+    for knob, name in numbers.items():
+        if environ.get(name, "").isdecimal() and int(environ[name]) > 0:
+            knobs[knob] = int(environ[name])
+    if (seconds := parse_keep_alive(environ.get("OLLAMA_KEEP_ALIVE", ""))) is not None:
+        knobs["keep_alive_s"] = seconds
+    if flash := environ.get("OLLAMA_FLASH_ATTENTION"):
+        # Anything but a false value means on: envconfig/config.go:181-183.
+        knobs["flash_attention"] = "off" if flash.lower() in ("0", "f", "false") else "on"
+    for letter in ("k", "v"):
+        if kind := environ.get("OLLAMA_KV_CACHE_TYPE") or environ.get(f"LLAMA_ARG_CACHE_TYPE_{letter.upper()}"):
+            knobs[f"kv_type_{letter}"] = kind.lower()
+    if kind := environ.get("LLAMA_ARG_SPEC_TYPE"):
+        knobs["speculation"] = kind
+    for knob, parameter in PARAMETER_OF_KNOB.items():
+        if isinstance(number := parameters.get(parameter), int) and number > 0:
+            knobs[knob] = number
+    if "batch" in knobs:
+        knobs["ubatch"] = knobs["batch"]
+    return knobs
+
+
+def parse_keep_alive(text: str) -> int | None:
+    """Seconds of an OLLAMA_KEEP_ALIVE (Go duration or whole seconds); -1 for ever, None where it is none."""
+    from velollm.units import parse_duration_s
+
+    seconds = parse_duration_s(text) if text.strip() else None
+    if seconds is None:
+        return None
+    return -1 if seconds < 0 else round(seconds)

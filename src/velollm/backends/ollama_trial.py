@@ -1,0 +1,178 @@
+"""A private `ollama serve` over the user's own model files, with the knobs read back from what really runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from velollm.backends.base import Setting
+from velollm.backends.child import Child
+from velollm.backends.guard import guarded
+from velollm.backends.ollama_http import OllamaApi, OllamaRefusalError, OllamaServer
+from velollm.backends.ollama_log import Load, parse_failure, parse_listening, parse_loads
+from velollm.errors import VeloError
+from velollm.knobs import Knobs
+
+_START_S = 60.0
+# Of the user's environment a trial keeps what finds programs, libraries and devices, and nothing that tunes.
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP")
+_KEPT_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "HSA_", "GGML_", "NVIDIA_")
+_OPTION_KINDS = {"num_ctx": int, "num_batch": int, "num_thread": int}
+
+
+def trial_environ(
+    base: Mapping[str, str], home: Path, models_dir: Path, settings: Sequence[Setting], port: int = 0
+) -> dict[str, str]:
+    """Environment of a private server: no cloud, no pruning, a home of its own, and only the trial's settings."""
+    kept = {k: v for k, v in base.items() if k.upper() in _KEPT or k.startswith(_KEPT_PREFIXES)}
+    ours = {setting.key: setting.value for setting in settings if setting.target == "environment"}
+    return {
+        **kept,
+        "HOME": str(home),
+        "USERPROFILE": str(home),
+        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_MODELS": str(models_dir),
+        "OLLAMA_NOPRUNE": "1",
+        "OLLAMA_NO_CLOUD": "1",
+        "LLAMA_ARG_ENDPOINT_METRICS": "1",
+        **ours,
+    }
+
+
+def trial_options(knobs: Knobs, settings: Sequence[Setting]) -> dict[str, object]:
+    """Request options of an arm: its model settings, and context and batch in any case.
+
+    What is not given would come from the PARAMETERs of the user's model.
+    """
+    options: dict[str, object] = {}
+    for name, knob in (("num_ctx", "context_tokens"), ("num_batch", "batch")):
+        if isinstance(value := knobs.get(knob), int):
+            options[name] = value
+    for setting in settings:
+        if setting.target == "model":
+            options[setting.key] = parse_parameter(setting.key, setting.value)
+    return options
+
+
+def parse_parameter(name: str, text: str) -> object:
+    """A model parameter as JSON: numbers and truth values as such."""
+    if name in _OPTION_KINDS:
+        return int(text)
+    if text in ("true", "false"):
+        return text == "true"
+    return text
+
+
+@contextlib.contextmanager
+def private_ollama(
+    binary: str,
+    model: str,
+    models_dir: Path,
+    knobs: Knobs,
+    settings: Sequence[Setting],
+    *,
+    log: Path,
+    port: int = 0,
+    expected_gpus: bool = False,
+) -> Iterator[OllamaServer]:
+    """Start it, load the model, check that every knob took, hand it out; end the whole process group.
+
+    Raises:
+        VeloError: it does not start, the model does not load (with the reason from its log), or a knob did not take.
+    """
+    with contextlib.ExitStack() as stack:
+        home = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="velollm-ollama-", ignore_cleanup_errors=True))
+        )
+        argv = guarded([binary, "serve"])
+        environ = trial_environ(os.environ, home, models_dir, settings, port)
+        start = log.stat().st_size if log.exists() else 0
+        child = Child(argv, log=log, environ=environ, ready=parse_listening, cwd=home)
+        stack.callback(child.stop, gently=True)
+        address = child.wait_ready(_START_S)
+        if address is None:
+            raise VeloError(
+                f"the private Ollama server did not start: {child.why_it_failed() or 'no reason in its log'}",
+                f"its log is {log}",
+            )
+        api = OllamaApi(f"http://{address}")
+        stack.callback(api.close)
+        options = trial_options(knobs, settings)
+        load = _load(api, model, options, log, start)
+        check_load(load, {s.knob: knobs.get(s.knob) for s in settings}, expected_gpus=expected_gpus)
+        yield OllamaServer(
+            api,
+            model,
+            options,
+            child_url=load.url,
+            pids=lambda: engine_pids(child.pid),
+            wait=child.wait_end,
+            keep_alive=-1,
+        )
+
+
+def _load(api: OllamaApi, model: str, options: Mapping[str, object], log: Path, start: int) -> Load:
+    try:
+        api.load(model, options, keep_alive=-1)
+    except OllamaRefusalError as error:
+        reason = parse_failure(_read_from(log, start)) or error.reason
+        raise VeloError(f"Ollama could not load {model}: {reason}", f"its log is {log}") from error
+    loads = parse_loads(_read_from(log, start))
+    if not loads:
+        raise VeloError(
+            "this Ollama does not run llama-server, so what really runs cannot be read back",
+            "install Ollama 0.30 or later",
+        )
+    return loads[-1]
+
+
+def _read_from(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read().decode("utf-8", "replace")
+
+
+def check_load(load: Load, knobs: Knobs, *, expected_gpus: bool = False) -> None:
+    """Written is not running: compare what the child said with what was asked for. Raises `VeloError` at a difference.
+
+    A context above the model's own is cut by Ollama, so a smaller one is no error; a knob of which the log says
+    nothing is not judged.
+    """
+    wrong: list[str] = []
+    for name in ("threads", "slots", "batch", "ubatch", "kv_type_k", "kv_type_v"):
+        asked, runs = knobs.get(name), load.values.get(name)
+        if asked is not None and runs is not None and asked != runs:
+            wrong.append(f"{name} is {runs}, not {asked}")
+    asked = knobs.get("speculation")
+    if asked not in (None, "none") and load.values.get("slots") is not None and asked not in load.speculation:
+        wrong.append(f"speculation is {', '.join(load.speculation) or 'none'}, not {asked}")
+    context, runs_with = knobs.get("context_tokens"), load.values.get("context_tokens")
+    if isinstance(context, int) and isinstance(runs_with, int) and runs_with > context + 255:
+        wrong.append(f"context_tokens is {runs_with}, not {context}")
+    if expected_gpus and "no usable GPU found" in load.text:
+        wrong.append("the GPUs are gone")
+    if wrong:
+        raise VeloError(
+            f"a setting did not reach the engine: {'; '.join(wrong)}", "report it, with your version of Ollama"
+        )
+
+
+def engine_pids(root: int) -> tuple[int, ...]:
+    """The llama-server processes below a server's process: they hold the model."""
+    try:
+        below = psutil.Process(root).children(recursive=True)
+    except psutil.Error:
+        return ()
+    return tuple(process.pid for process in below if _name(process).startswith("llama-server"))
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""

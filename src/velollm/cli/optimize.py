@@ -1,0 +1,150 @@
+"""`velollm optimize`: plan, private trial, verdict, apply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from velollm.cli.shared import (
+    BackendOption,
+    JsonOption,
+    ModelArgument,
+    ProfileOption,
+    SetOption,
+    ask,
+    console,
+    is_interactive,
+    meter,
+    parse_budget_s,
+    parse_pins,
+    print_json,
+)
+from velollm.errors import EXIT_ADVISED
+
+if TYPE_CHECKING:
+    from velollm.autopilot import Order, Outcome
+
+
+def command(
+    model: ModelArgument = None,
+    backend: BackendOption = "auto",
+    profile: ProfileOption = "chat",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan as a diff with its reasons; touch nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Apply without asking.")] = False,
+    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Time for the trial.")] = "3m",
+    set_: SetOption = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="DIR", help="Also write the plan to DIR, as files to take along.")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Find better settings, prove them on a private trial server, and apply them after a yes.
+
+    Leaves with 3 where changes are advised and were not applied.
+
+    Example: velollm optimize llama3.2 --profile code
+    """
+    from velollm.autopilot import Order, export_plan
+
+    order = Order(model, backend, profile, parse_pins(set_), parse_budget_s(budget))
+    outcome = _plan_only(order) if dry_run else _fly(order, yes=yes, quiet=json_)
+    files = export_plan(outcome, export) if export else ()
+    if json_:
+        print_json(_document(outcome, dry_run=dry_run))
+    elif dry_run:
+        _print_plan(outcome)
+    else:
+        _print_ending(outcome)
+    for file in files:
+        console(stderr=json_).print(f"Wrote {file}", soft_wrap=True)
+    if outcome.advised and not outcome.applied:
+        raise typer.Exit(EXIT_ADVISED)
+
+
+def _plan_only(order: Order) -> Outcome:
+    from velollm.autopilot import Outcome, chart
+
+    with meter() as cockpit:
+        course = chart(order, cockpit, make=False)
+    return Outcome(course, course.plan, advised=bool(course.plan.changes))
+
+
+def _fly(order: Order, *, yes: bool, quiet: bool) -> Outcome:
+    from velollm.autopilot import fly
+
+    def confirm(outcome: Outcome) -> bool:
+        cockpit.stop()
+        if not quiet:
+            _print_trial(outcome)
+        if yes or quiet or not is_interactive():
+            return yes
+        return ask(f"Apply {len(outcome.plan.changes)} changes?")
+
+    with meter() as cockpit:
+        outcome = fly(order, cockpit, confirm)
+    if not quiet and outcome.trial is not None and not outcome.advised:
+        _print_trial(outcome)
+    return outcome
+
+
+def _print_trial(outcome: Outcome) -> None:
+    from velollm.report.terminal import render_choices, render_comparison, render_diff
+
+    out = console()
+    if outcome.trial is not None:
+        out.print(f"\n{outcome.course.model.name} on the {outcome.course.backend.name} engine, 95% intervals:\n")
+        out.print(render_comparison(outcome.trial))
+    out.print("\nThe plan:\n")
+    out.print(render_choices(outcome.plan))
+    if outcome.advised:
+        out.print("\nWhat it changes:\n")
+        out.print(render_diff(outcome.plan, outcome.course.places.label))
+    out.print()
+
+
+def _print_plan(outcome: Outcome) -> None:
+    from velollm.report.terminal import render_diff
+
+    console().print(render_diff(outcome.plan, outcome.course.places.label))
+    if outcome.plan.changes:
+        console().print("Nothing was touched. The same command without --dry-run tries this and asks.", soft_wrap=True)
+
+
+def _print_ending(outcome: Outcome) -> None:
+    out = console()
+    reason = outcome.applied_reason
+    out.print(f"{reason[:1].upper()}{reason[1:]}.", soft_wrap=True)
+    if outcome.applied and outcome.flight:
+        out.print(f"Applied. `velollm undo {outcome.flight}` takes it back, byte for byte.", soft_wrap=True)
+        for line in outcome.pending:
+            out.print(line, soft_wrap=True)
+        out.print(outcome.course.places.next_step(), soft_wrap=True)
+    elif outcome.advised:
+        out.print("To apply it without a question: the same command with --yes.", soft_wrap=True)
+    else:
+        out.print("Nothing was changed.", soft_wrap=True)
+
+
+def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
+    from velollm.report.documents import plan_fields, result_fields
+
+    course = outcome.course
+    document = {
+        "backend": course.backend.name,
+        "model": course.model.name,
+        **plan_fields(course.facts, outcome.plan, course.places.label),
+    }
+    if dry_run:
+        return document
+    return {
+        **document,
+        "trial": result_fields(outcome.trial) if outcome.trial else None,
+        "applied": outcome.applied,
+        "applied_reason": outcome.applied_reason,
+        "pending": list(outcome.pending),
+        "flight": outcome.flight,
+    }

@@ -1,0 +1,129 @@
+"""What the doctor shows on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from velollm.doctor.base import Check, Finding
+from velollm.facts import Facts, GpuFacts
+from velollm.units import render_bytes
+
+_STYLE = {"critical": "bold red", "warning": "yellow", "note": "dim"}
+_WORST = 3
+
+
+def render_diagnosis(facts: Facts, findings: Sequence[Finding]) -> RenderableType:
+    """The machine in a few lines, then the findings, the three most worth mending first."""
+    parts: list[RenderableType] = [_machine(facts), Text("")]
+    serious = [finding for finding in findings if finding.severity != "note"]
+    notes = [finding for finding in findings if finding.severity == "note"]
+    if not serious:
+        parts.append(Text("Nothing is wrong or wasteful here.", "green"))
+    for number, finding in enumerate(serious):
+        if number == 0:
+            parts.append(Text("Most worth mending:", "bold"))
+        if number == _WORST:
+            parts.append(Text("Also:", "bold"))
+        parts.append(_finding(finding))
+    if notes:
+        parts += [Text("Notes:", "bold"), *(_finding(finding) for finding in notes)]
+    return Group(*parts)
+
+
+def _finding(finding: Finding) -> RenderableType:
+    lines = [Text.assemble((f"{finding.severity:8}", _STYLE[finding.severity]), " ", finding.title)]
+    lines += [Text(f"         {item.where}: {item.value}", "dim") for item in finding.evidence]
+    if finding.fix:
+        lines.append(Text(f"         mend: {finding.fix}"))
+    return Group(*lines)
+
+
+def _machine(facts: Facts) -> RenderableType:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("system", _system(facts))
+    table.add_row("processor", _processor(facts))
+    table.add_row("memory", _memory(facts))
+    table.add_row("GPU", _gpus(facts))
+    table.add_row("load", _load(facts))
+    return table
+
+
+def _system(facts: Facts) -> str:
+    words = [facts.os or "unknown"]
+    if facts.container:
+        words.append(f"in a container ({facts.container})")
+    if facts.wsl:
+        words.append("under WSL")
+    if facts.virtual_machine:
+        words.append("in a virtual machine")
+    return ", ".join(words)
+
+
+def _processor(facts: Facts) -> str:
+    cpu = facts.cpu
+    if cpu is None:
+        return "unknown"
+    names = [cpu.model_name] if isinstance(cpu.model_name, str) else list(cpu.model_name or ("unknown",))
+    text = " + ".join(names)
+    text += f", {_count(cpu.physical_cores)} cores, {_count(cpu.logical_cores)} threads"
+    if cpu.efficiency_cores:
+        text += f" ({_count(cpu.performance_cores)} performance, {cpu.efficiency_cores} efficiency)"
+    text += f"; usable: {_count(cpu.usable_cores)}"
+    wide = [name for name in cpu.isa or () if name in ("avx2", "avx512", "vnni", "amx", "neon", "sve")]
+    return text + (f"; {', '.join(wide)}" if wide else "")
+
+
+def _count(value: int | None) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _memory(facts: Facts) -> str:
+    memory = facts.memory
+    if memory is None:
+        return "unknown"
+    text = f"{render_bytes(memory.total_bytes)}, available {render_bytes(memory.available_bytes)}"
+    if memory.limit_bytes is not None:
+        text += f", limit of the control group {render_bytes(memory.limit_bytes)}"
+    if memory.swap_total_bytes:
+        text += f", swap {render_bytes(memory.swap_total_bytes)}"
+    return text
+
+
+def _gpus(facts: Facts) -> str:
+    if facts.gpus is None:
+        return "unknown"
+    if not facts.gpus:
+        return "none"
+    return "; ".join(f"{gpu.name or gpu.vendor or 'unknown'} ({_vram(gpu)})" for gpu in facts.gpus)
+
+
+def _vram(gpu: GpuFacts) -> str:
+    if gpu.unified_memory and gpu.vram_bytes is None:
+        return "shares the main memory"
+    free = f", {render_bytes(gpu.vram_free_bytes)} free" if gpu.vram_free_bytes is not None else ""
+    return f"{render_bytes(gpu.vram_bytes)}{free}"
+
+
+def _load(facts: Facts) -> str:
+    load = facts.load
+    if load is None:
+        return "unknown"
+    now = "unknown" if load.busy_cores_now is None else f"{load.busy_cores_now:.1f} cores busy with other work"
+    past = "unknown" if load.load_15m is None else f"{load.load_15m:.1f}"
+    return f"{now}; 15-minute load {past}"
+
+
+def render_checks(checks: Sequence[Check]) -> RenderableType:
+    """What `velollm doctor --list` shows."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("check", "worst", "fixable", "looks at"):
+        table.add_column(title, no_wrap=title != "looks at")
+    for check in checks:
+        table.add_row(check.name, check.severity, "yes" if check.fixable else "no", Text(check.title))
+    return table

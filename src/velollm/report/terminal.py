@@ -1,0 +1,167 @@
+"""Nouns to what a terminal shows, in 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from velollm.apply import UndoResult
+from velollm.bench.result import BenchResult
+from velollm.bench.stats import Interval, Ratio
+from velollm.journal import Flight
+from velollm.knobs import Knobs, KnobValue
+from velollm.plan import Plan
+from velollm.units import render_bytes, render_duration
+
+_ROWS = (
+    ("ttft", "TTFT", "s"),
+    ("prefill", "prefill", "tok/s"),
+    ("decode", "decode", "tok/s"),
+    ("aggregate_4", "4 users, total", "tok/s"),
+    ("worst_ttft_4", "4 users, worst TTFT", "s"),
+)
+_VERDICT_STYLE = {"faster": "green", "slower": "red", "no difference": "dim"}
+
+
+def render_comparison(result: BenchResult) -> RenderableType:
+    """Arms side by side: each figure with its 95% interval, and the ratio with its verdict (above 1: plan better)."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    shown = [arm for arm in (result.default, result.tuned) if arm in result.arms]
+    for arm in shown:
+        table.add_column("plan" if arm == result.tuned else arm, justify="right")
+    table.add_column("ratio", justify="right")
+    table.add_column("verdict")
+    summaries = {arm: result.summary(arm) for arm in shown}
+    for metric, title, unit in _ROWS:
+        cells = [_interval(summaries[arm][metric], unit) for arm in shown]
+        ratio = result.ratios.get(metric)
+        verdict = Text(ratio.verdict, _VERDICT_STYLE[ratio.verdict]) if ratio else Text("")
+        table.add_row(f"{title} {unit}", *cells, _ratio(ratio), verdict)
+    table.add_row("peak memory", *(render_bytes(result.peak_memory_bytes(arm)) for arm in shown), "", "")
+    notes = [Text(note, "dim") for note in result.notes]
+    return Group(table, *notes)
+
+
+def _interval(interval: Interval, unit: str) -> str:
+    if interval.estimate is None:
+        return "unknown"
+    digits = 2 if unit == "s" else 1
+    text = f"{interval.estimate:.{digits}f}"
+    if interval.low is None or interval.high is None:
+        return text
+    return f"{text} ({interval.low:.{digits}f}-{interval.high:.{digits}f})"
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None or ratio.estimate is None:
+        return "unknown"
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.estimate:.2f}"
+    return f"{ratio.estimate:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def render_choices(plan: Plan) -> RenderableType:
+    """Every knob with its value, the engine's default, and one line of reason."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("knob", "value", "default"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("why")
+    for choice in plan.choices:
+        default = plan.defaults.get(choice.name)
+        style = "" if choice.value == default else "bold"
+        table.add_row(
+            choice.name,
+            Text(render_value(choice.name, choice.value), style),
+            render_value(choice.name, default),
+            Text(f"{choice.reason} [{choice.basis}]"),
+        )
+    return table
+
+
+def render_value(name: str, value: KnobValue) -> str:
+    """A knob's value for people."""
+    if value is None:
+        return "engine's"
+    if name.endswith("_s") and isinstance(value, (int, float)):
+        return render_duration(float(value))
+    return str(value)
+
+
+def render_diff(plan: Plan, label: Callable[[str], str]) -> RenderableType:
+    """The changes as a diff, each line with its reason."""
+    if not plan.changes:
+        return Text("No change: what is set now already is the plan.")
+    lines: list[RenderableType] = []
+    for kind in dict.fromkeys(change.target for change in plan.changes):
+        lines.append(Text(f"{label(kind)}:", "bold"))
+        for change in plan.changes:
+            if change.target != kind:
+                continue
+            if change.before is not None:
+                lines.append(Text(f"- {change.key}={change.before}", "red"))
+            if change.after is not None:
+                lines.append(Text(f"+ {change.key}={change.after}", "green"))
+            lines.append(Text(f"    {change.reason} [{change.basis}]", "dim"))
+    return Group(*lines)
+
+
+def render_explanation(facts: Mapping[str, Any]) -> RenderableType:
+    """What `velollm explain` shows."""
+    lines = [
+        Text.from_markup(f"[bold]{escape(facts['knob'])}[/bold] ({escape(facts['unit'])}): {escape(facts['summary'])}"),
+        Text(""),
+        Text(facts["explain"]),
+    ]
+    if facts["choices"]:
+        lines.append(Text(f"Values: {', '.join(facts['choices'])}."))
+    kept = {
+        "speed": "It is there for speed: kept only when measured faster.",
+        "enables": "It is there for what it enables: kept when wanted and speed is not proved lower.",
+    }
+    lines.append(Text(kept[facts["purpose"]]))
+    if facts["changes_answer"]:
+        lines.append(Text("It can change answers, so only your own --set turns it."))
+    if facts["rule"]:
+        lines += [Text(""), Text(f"Rule {facts['rule']}:", "bold"), Text(_unindent(facts["rule_doc"] or ""))]
+    return Group(*lines)
+
+
+def _unindent(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
+def render_undo(result: UndoResult) -> RenderableType:
+    """What `velollm undo` did."""
+    if result.flight is None:
+        return Text("Nothing to undo.")
+    if result.already:
+        return Text(f"Flight {result.flight.id} was undone before: nothing to undo.")
+    lines = [Text(f"Flight {result.flight.id} ({result.flight.meta.model}) is undone.")]
+    if result.conflicts:
+        lines = [Text(f"Flight {result.flight.id} ({result.flight.meta.model}) is undone as far as it was ours.")]
+    lines += [Text(f"  restored   {label}") for label in result.restored]
+    lines += [Text(f"  left alone {conflict.label}: {conflict.reason}") for conflict in result.conflicts]
+    return Group(*lines)
+
+
+def render_history(flights: Sequence[Flight]) -> RenderableType:
+    """One line for each flight."""
+    if not flights:
+        return Text("No flights yet: `velollm optimize` makes the first.")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("flight", "status", "model", "settings"):
+        table.add_column(title, no_wrap=title == "flight", overflow="fold")
+    for flight in flights:
+        table.add_row(flight.id, flight.status, Text(flight.meta.model), Text(flight.meta.summary))
+    return table
+
+
+def render_knobs(knobs: Knobs) -> RenderableType:
+    """Knobs on one line."""
+    return Text(", ".join(f"{name}={render_value(name, value)}" for name, value in knobs.items()), "dim")

@@ -1,0 +1,75 @@
+"""What may be kept after a trial: never slower, and nothing for speed that is not proved faster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from velollm.bench.result import BenchResult
+from velollm.bench.stats import Ratio, compare_arms
+from velollm.knobs import KNOBS, Knobs
+from velollm.plan import Plan
+
+METRIC_WORDS = {
+    "decode": "decode",
+    "prefill": "prefill",
+    "ttft": "time to first token",
+    "aggregate_4": "the total of 4 users",
+    "worst_ttft_4": "the worst wait of 4 users",
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``keep`` the plan, try it again without its knobs for speed (``drop_speed``), or ``leave`` all as it is."""
+
+    action: Literal["keep", "drop_speed", "leave"]
+    reason: str
+
+
+def speed_knobs_against(plan: Plan, baseline: Knobs) -> tuple[str, ...]:
+    """Knobs for speed, not pinned by the user, whose value differs from a baseline's."""
+    return tuple(
+        choice.name
+        for choice in plan.choices
+        if KNOBS[choice.name].purpose == "speed"
+        and choice.name not in plan.pins
+        and choice.value != baseline.get(choice.name)
+    )
+
+
+def decide(plan: Plan, result: BenchResult, baselines: dict[str, Knobs]) -> Decision:
+    """Law 4 for one trial: against each baseline arm (the engine's default, and what is set now).
+
+    A plan that turns knobs for speed must have the whole interval of the profile's ratio above 1; one that turns
+    only knobs for what they enable must not be proved slower by more than the profile's accepted price. What the
+    user pinned with ``--set`` is the user's word and is kept, its price beside it.
+    """
+    metric = plan.profile.metric
+    words = METRIC_WORDS[metric]
+    found = {arm: compare_arms(result.runs, arm, result.tuned, metric) for arm in baselines if arm in result.arms}
+    for arm, ratio in found.items():
+        if speed_knobs_against(plan, baselines[arm]) and ratio.verdict != "faster":
+            return Decision("drop_speed", f"{words} is not proved faster than with {_name(arm)} ({_text(ratio)})")
+    for arm, ratio in found.items():
+        if ratio.verdict == "slower" and not plan.pins and (ratio.estimate or 0) < 1 - plan.profile.accepted_price:
+            return Decision("leave", f"{words} is slower than with {_name(arm)} ({_text(ratio)})")
+    arm, ratio = next(iter(found.items()))
+    if ratio.verdict == "faster":
+        return Decision("keep", f"{words} is proved faster than with {_name(arm)} ({_text(ratio)})")
+    if ratio.verdict == "slower":
+        why = "you pinned it with --set" if plan.pins else "the profile accepts that for what the plan enables"
+        return Decision("keep", f"{words} is slower than with {_name(arm)} ({_text(ratio)}); {why}")
+    return Decision("keep", f"{words} is not proved slower than with {_name(arm)} ({_text(ratio)})")
+
+
+def _name(arm: str) -> str:
+    return "what is set now" if arm == "current" else "the engine's default"
+
+
+def _text(ratio: Ratio) -> str:
+    if ratio.estimate is None:
+        return "not measured"
+    if ratio.low is None or ratio.high is None:
+        return f"{ratio.estimate:.2f}x"
+    return f"{ratio.estimate:.2f}x, 95% between {ratio.low:.2f} and {ratio.high:.2f}"

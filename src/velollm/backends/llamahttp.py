@@ -94,14 +94,14 @@ class LlamaHttp(RunningServer):
                     now = self._clock() - sent
                     reader.take(line, now)
                     if reader.finished or now > deadline_s or reader.decoding_for(now, decode_limit_s):
-                        break
+                        return reader.completion()
         except httpx.ReadTimeout:
             return reader.completion(error=f"no token within {deadline_s:.0f} s")
         except httpx.HTTPError as error:
             if not self._alive():
                 raise self._gone(error) from error
             return reader.completion(error=f"the connection broke: {error}")
-        return reader.completion()
+        return reader.completion(error="the stream ended without its last message")
 
     def _get_json(self, path: str) -> object:
         try:
@@ -196,7 +196,7 @@ def parse_stream(lines: Iterable[str]) -> Completion:
     reader = _StreamReader()
     for line in lines:
         reader.take(line, 0.0)
-    return reader.completion()
+    return reader.completion(error=None if reader.finished else "the stream ended without its last message")
 
 
 def _whole(value: float | None) -> int | None:

@@ -1,0 +1,123 @@
+"""Where an Ollama server's settings live: the environment file of `velollm run`, and the model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from velollm.backends.ollama import OllamaBackend
+from velollm.backends.ollama_render import PARAMETER_OF_KNOB, parse_settings
+from velollm.knobs import Knobs, KnobValue
+from velollm.targets.base import State, canonical_json
+from velollm.targets.envfile import parse_env, render_env
+from velollm.targets.file import FileTarget
+from velollm.targets.ollama_model import (
+    BEFORE_SUFFIX,
+    BESIDE_SUFFIX,
+    OllamaCopyTarget,
+    OllamaModelTarget,
+    merge_parameters,
+    parse_parameters,
+    read_digest,
+    with_suffix,
+)
+from velollm.targets.places import Key, Places, Write
+
+_TUNING = frozenset(
+    f"OLLAMA_{name}"
+    for name in (
+        *("NUM_PARALLEL", "CONTEXT_LENGTH", "KEEP_ALIVE"),
+        *("MAX_LOADED_MODELS", "FLASH_ATTENTION", "KV_CACHE_TYPE"),
+    )
+)
+_TUNED_PARAMETERS = frozenset((*PARAMETER_OF_KNOB.values(), "use_mmap"))
+
+
+def tuning_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of an environment that tune a server, rather than say where it is."""
+    return {k: v for k, v in environ.items() if k in _TUNING or k.startswith("LLAMA_ARG_")}
+
+
+class OllamaPlaces(Places):
+    """Places of one model on one Ollama server. ``beside`` leaves the model's own name alone."""
+
+    def __init__(self, backend: OllamaBackend, model: str, env_file: Path, *, beside: bool = False) -> None:
+        self.backend, self.model, self.beside = backend, model, beside
+        self.environment = FileTarget(env_file)
+        self._copy = with_suffix(model, BEFORE_SUFFIX)
+
+    @cached_property
+    def up(self) -> bool:
+        """Does the user's server answer?"""
+        return self.backend.version is not None
+
+    def read_settings(self) -> dict[Key, str]:
+        process = self.backend.process
+        running = tuning_of(process.environ) if process is not None and process.environ is not None else {}
+        environ = {**running, **parse_env(self.environment.read().text)}
+        found = {("environment", key): value for key, value in environ.items()}
+        found.update({("model", name): value for name, value in self._parameters(self.model).items()})
+        return found
+
+    def _parameters(self, name: str) -> dict[str, str]:
+        if not self.up:
+            return {}
+        text = str(self.backend.api.show(name).get("parameters", ""))
+        return {key: value for key, value in parse_parameters(text) if key in _TUNED_PARAMETERS}
+
+    def own_knobs(self) -> dict[str, KnobValue]:
+        """Knobs that the user has set: in the server's environment, or in the model as it was before us."""
+        process = self.backend.process
+        running = tuning_of(process.environ) if process is not None and process.environ is not None else {}
+        ours = parse_env(self.environment.read().text)
+        own = {key: value for key, value in running.items() if ours.get(key) != value}
+        original = self._copy if self.up and read_digest(self.backend.api, self._copy) else self.model
+        return parse_settings(own, _numbers(self._parameters(original)))
+
+    def knobs_of(self, settings: Mapping[Key, str], defaults: Knobs) -> Knobs | None:
+        environ = {key: value for (kind, key), value in settings.items() if kind == "environment"}
+        parameters = {key: value for (kind, key), value in settings.items() if kind == "model"}
+        found = parse_settings(environ, _numbers(parameters))
+        return {**defaults, **{k: v for k, v in found.items() if k in defaults}} if found else None
+
+    def label(self, kind: str) -> str:
+        if kind == "environment":
+            return self.environment.label
+        return f"Ollama model {with_suffix(self.model, BESIDE_SUFFIX) if self.beside else self.model}"
+
+    def next_step(self) -> str:
+        name = with_suffix(self.model, BESIDE_SUFFIX) if self.beside else self.model
+        return f"Use it: ollama run {name}"
+
+    def writes(self, settings: Iterable[tuple[str, str, str | None]]) -> list[Write]:
+        settings = list(settings)
+        environ = {key: value for kind, key, value in settings if kind == "environment"}
+        parameters = {key: value for kind, key, value in settings if kind == "model" and value is not None}
+        found: list[Write] = []
+        if parameters and self.up:
+            found += self._model_writes(parameters)
+        if environ:
+            before = self.environment.read()
+            found.append((self.environment, before, State.of_text(render_env(before.text, environ))))
+        return found
+
+    def _model_writes(self, changes: Mapping[str, str]) -> list[Write]:
+        api, url = self.backend.api, self.backend.url
+        name = with_suffix(self.model, BESIDE_SUFFIX) if self.beside else self.model
+        base = self.model if self.beside else self._copy
+        writes: list[Write] = []
+        kept = read_digest(api, base)
+        digest = kept or read_digest(api, self.model)
+        if kept is None:
+            copy = OllamaCopyTarget(url, base, self.model)
+            writes.append((copy, State(None), State(canonical_json({"digest": digest}))))
+        original = parse_parameters(str(api.show(base if kept else self.model).get("parameters", "")))
+        model = OllamaModelTarget(url, name, base)
+        after = canonical_json({"base": digest, "parameters": merge_parameters(original, changes)})
+        writes.append((model, model.read(), State(after)))
+        return writes
+
+
+def _numbers(texts: Mapping[str, str]) -> dict[str, object]:
+    return {name: int(text) if text.lstrip("-").isdecimal() else text for name, text in texts.items()}

@@ -31,6 +31,16 @@ class Paths:
         return self.config / "engine.env"
 
     @property
+    def ollama_env(self) -> Path:
+        """Environment file that ``velollm run -- ollama serve`` gives the server."""
+        return self.config / "ollama.env"
+
+    @property
+    def runner_state(self) -> Path:
+        """How to reach the ``velollm run`` that is the parent of a server."""
+        return self.data / "run.json"
+
+    @property
     def engine_settings(self) -> Path:
         """Per-model engine settings that ``velollm run`` uses."""
         return self.config / "engine.yaml"

@@ -47,7 +47,13 @@ class CpuFacts(Frozen):
 
 
 class MemoryFacts(Frozen):
-    """Main memory in bytes. ``limit_bytes`` is the cgroup's limit, ``allowed_bytes`` what the NUMA nodes of the cpuset hold."""
+    """Main memory in bytes.
+
+    ``limit_bytes`` is the cgroup's limit, ``limit_used_bytes`` what of it is taken for good (idle file
+    pages left out); ``allowed_bytes`` is what the NUMA nodes of the cpuset hold, where they are not all.
+    ``total_bytes`` leaves out GPU memory that the kernel counts in ``proc_meminfo_total_bytes``.
+    ``approx_gib``, ``total_text`` and ``total_mib`` are rounded sizes, as a tool or log printed them.
+    """
 
     total_bytes: int | None = None
     available_bytes: int | None = None
@@ -129,7 +135,7 @@ class GpuProcess(Frozen):
 
 
 class GpuFacts(Frozen):
-    """One GPU. ``vram_bytes`` is the card's own memory; with ``unified_memory`` it stays None unless a carve-out is fixed."""
+    """One GPU. ``vram_bytes`` is the card's own memory; with ``unified_memory`` None unless a carve-out is fixed."""
 
     vendor: str | None = None
     name: str | None = None
@@ -246,6 +252,7 @@ class ModelFacts(Frozen):
     context_train: int | None = None
     experts: int | None = None
     experts_used: int | None = None
+    expert_feed_forward_length: int | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[bool, ...] | None = None
     recurrent_layers: tuple[bool, ...] | None = None

@@ -201,7 +201,8 @@ class Profile:
     ``workload`` names the file in `benchmarks/workloads` whose figures count, ``metric`` the ratio that
     decides. ``keep_alive_s`` None leaves the engine's own. ``speculation`` lists kinds worth a trial.
     ``accepted_price``: by how much the deciding ratio may be proved lower for what the plan enables
-    (0.1 = a tenth), because that is what this profile is for.
+    (0.1 = a tenth), because that is what this profile is for. ``may_shrink_context``: the wanted
+    context counts even where it is smaller than the engine's own.
     """
 
     name: str
@@ -215,6 +216,7 @@ class Profile:
     speculation: tuple[str, ...] = ()
     accepted_price: float = 0.0
     max_loaded_models: int | None = None
+    may_shrink_context: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _BYTE_UNITS = {
     "tb": 1000**4,
     "tib": 1024**4,
 }
-_BYTES = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*$")
+_BYTES = re.compile(r"^\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([A-Za-z]*)\s*$")
 _DURATION = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|h|m|s)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 

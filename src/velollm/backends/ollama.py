@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.backends.ollama_find import (
     ServerProcess,
     blob_of,
+    child_url,
     choose_process,
     find_binary,
     find_processes,
@@ -20,13 +21,15 @@ from velollm.backends.ollama_find import (
     models_dir_of,
     parse_host,
 )
-from velollm.backends.ollama_http import OllamaApi, OllamaRefusalError
+from velollm.backends.ollama_http import LoadedModel, OllamaApi, OllamaRefusalError, OllamaServer, parse_loaded
 from velollm.backends.ollama_render import parse_version, render_settings, supported_knobs
 from velollm.backends.ollama_store import default_model_dirs, find_ollama_blob
 from velollm.backends.ollama_trial import private_ollama
 from velollm.errors import VeloError
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs
+
+_SAMPLE = 3
 
 
 class OllamaBackend(Backend):
@@ -100,6 +103,50 @@ class OllamaBackend(Backend):
         if directory is None or model.path is None or not os.access(directory, os.R_OK | os.X_OK):
             return "the model's files cannot be read: join the server's group, or run this one command with sudo"
         return None
+
+    def forget(self) -> None:
+        """The server was restarted: what was read of it is no longer true."""
+        for name in ("version", "process"):
+            self.__dict__.pop(name, None)
+
+    def usual_model(self) -> str | None:
+        """The model that is in memory now, else the newest that can complete; None where none is installed."""
+        if self.version is None:
+            return None
+        if loaded := self.api.loaded():
+            return str(loaded[0].get("name"))
+        tags = [tag for tag in self.api.tags() if "completion" in tag.get("capabilities", ["completion"])]
+        newest = max(tags, key=lambda tag: str(tag.get("modified_at")), default=None)
+        return None if newest is None else str(newest.get("name"))
+
+    def holding(self) -> list[LoadedModel]:
+        """What the user's server has in memory now."""
+        return [] if self.version is None else [parse_loaded(model) for model in self.api.loaded()]
+
+    def failing_models(self, model: ModelRef, settings: Sequence[Setting], log: Path) -> str | None:
+        """The first other installed model that does not load with this environment, and why; largest ones first."""
+        directory = self.models_dir(model)
+        if self.binary is None or directory is None or self.version is None:
+            return None
+        others = sorted(self.api.tags(), key=lambda tag: -int(tag.get("size", 0)))
+        names = [str(tag["name"]) for tag in others if tag.get("name") not in (model.name, f"{model.name}:latest")]
+        for name in names[:_SAMPLE]:
+            try:
+                with private_ollama(self.binary, name, directory, {}, settings, log=log):
+                    continue
+            except VeloError as error:
+                return f"{name} ({error.message})"
+        return None
+
+    @contextlib.contextmanager
+    def user_server(self, model: str) -> Iterator[RunningServer]:
+        """The user's own server as it runs, for a model with the parameters that are stored with it."""
+        self.api.load(model, {})
+        self.forget()
+        process = self.process
+        children = process.children if process is not None else ()
+        url = next((found for _, argv in children if (found := child_url(argv))), None)
+        yield OllamaServer(self.api, model, {}, child_url=url, pids=lambda: tuple(pid for pid, _ in children))
 
     def default_knobs(self, facts: Facts) -> Knobs:
         return {name: value for name, value in ollama_default_knobs(facts).items() if name in self.knobs}

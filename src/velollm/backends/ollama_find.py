@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -157,3 +157,11 @@ def blob_of(modelfile: str) -> Path | None:
     """The GGUF blob that a model's `FROM` line names."""
     match = re.search(r"^FROM (.+[/\\]blobs[/\\]sha256-[0-9a-f]{64})\s*$", modelfile, re.MULTILINE)
     return Path(match.group(1).strip('"')) if match else None
+
+
+def child_url(argv: Sequence[str]) -> str | None:
+    """Address of a llama-server child, from its command line."""
+    try:
+        return f"http://127.0.0.1:{int(argv[argv.index('--port') + 1])}"
+    except (ValueError, IndexError):
+        return None

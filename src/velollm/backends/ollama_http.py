@@ -6,8 +6,11 @@ Fields and errors: Ollama v0.33.0-rc2, api/types.go and server/routes.go.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import httpx
@@ -18,6 +21,8 @@ from velollm.errors import VeloError
 
 _CONNECT_S = 5.0
 _LOAD_S = 600.0
+_FOR_EVER_S = 10 * 365 * 86400.0
+_CHARACTERS_PER_TOKEN = 4
 Options = Mapping[str, object]
 
 
@@ -101,6 +106,42 @@ class OllamaRefusalError(VeloError):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory. ``expires_at`` None: it stays for ever, or the server does not say."""
+
+    name: str
+    size_bytes: int
+    size_vram_bytes: int
+    expires_at: datetime | None = None
+    context_tokens: int | None = None
+
+    def keep_alive_left_s(self, now: datetime | None = None) -> int:
+        """Seconds that it has left, at least 1; -1 for ever."""
+        if self.expires_at is None:
+            return -1
+        left_s = (self.expires_at - (now or datetime.now(UTC))).total_seconds()
+        return -1 if left_s > _FOR_EVER_S else max(1, round(left_s))
+
+
+def parse_loaded(data: Mapping[str, Any]) -> LoadedModel:
+    """One entry of `/api/ps`. A keep-alive for ever is told as a time some 290 years ahead."""
+    text = re.sub(r"(\.\d{6})\d+", r"\1", str(data.get("expires_at", "")))
+    try:
+        expires_at: datetime | None = datetime.fromisoformat(text)
+    except ValueError:
+        expires_at = None
+    if expires_at is not None and expires_at.tzinfo is None:
+        expires_at = expires_at.replace(tzinfo=UTC)
+    return LoadedModel(
+        name=str(data.get("name", "")),
+        size_bytes=_positive(data.get("size")) or 0,
+        size_vram_bytes=_positive(data.get("size_vram")) or 0,
+        expires_at=expires_at,
+        context_tokens=_positive(data.get("context_length")),
+    )
+
+
 class OllamaServer(RunningServer):
     """One model on an Ollama server, always asked with the same options, so that it is never loaded anew.
 
@@ -131,15 +172,14 @@ class OllamaServer(RunningServer):
         return self._wait()
 
     def count_tokens(self, text: str) -> int:
-        """By the child's own tokenizer where it is known, else by asking for one token and reading the count."""
+        """By the child's own tokenizer; where that is out of reach, a rough length, good enough to size a prompt."""
         if self._child_url is not None:
             child = LlamaHttp(self._child_url)
             try:
                 return child.count_tokens(text)
             finally:
                 child.close()
-        body = self._body(text, {"num_predict": 1}) | {"stream": False}
-        return int(self._api.post("/api/generate", body).get("prompt_eval_count", 0))
+        return max(1, len(text) // _CHARACTERS_PER_TOKEN)
 
     def complete(
         self,

@@ -38,6 +38,10 @@ _ESTIMATES: dict[_Part, Callable[[Speed, Sizes], float]] = {
 }
 
 
+class OverBudgetError(VeloError):
+    """The time was over before anything was measured."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """Seconds that everything from the first server start on may take; ``quick`` gives up rounds for time."""
@@ -194,7 +198,7 @@ class _Bench:
     def _plan(self) -> None:
         left_s = self._timer.left_s()
         if left_s <= 0:
-            raise VeloError(
+            raise OverBudgetError(
                 f"the budget of {self._timer.seconds:.0f} s was over when the servers had started",
                 "give more time, for example --budget 3m",
             )

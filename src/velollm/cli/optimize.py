@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,10 @@ def command(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Apply without asking.")] = False,
     budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Time for the trial.")] = "3m",
     set_: SetOption = None,
+    override: Annotated[bool, typer.Option("--override", help="Also change settings that you made yourself.")] = False,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Ollama: make NAME-velollm instead of changing NAME.")
+    ] = False,
     export: Annotated[
         Path | None, typer.Option("--export", metavar="DIR", help="Also write the plan to DIR, as files to take along.")
     ] = None,
@@ -50,7 +55,7 @@ def command(
     """
     from velollm.autopilot import Order, export_plan
 
-    order = Order(model, backend, profile, parse_pins(set_), parse_budget_s(budget))
+    order = Order(model, backend, profile, parse_pins(set_), parse_budget_s(budget), override=override, beside=beside)
     outcome = _plan_only(order) if dry_run else _fly(order, yes=yes, quiet=json_)
     files = export_plan(outcome, export) if export else ()
     if json_:
@@ -84,7 +89,7 @@ def _fly(order: Order, *, yes: bool, quiet: bool) -> Outcome:
             return yes
         return ask(f"Apply {len(outcome.plan.changes)} changes?")
 
-    with meter() as cockpit:
+    with meter(assume=True if yes else (False if quiet else None)) as cockpit:
         outcome = fly(order, cockpit, confirm)
     if not quiet and outcome.trial is not None and not outcome.advised:
         _print_trial(outcome)
@@ -120,8 +125,8 @@ def _print_ending(outcome: Outcome) -> None:
     out.print(f"{reason[:1].upper()}{reason[1:]}.", soft_wrap=True)
     if outcome.applied and outcome.flight:
         out.print(f"Applied. `velollm undo {outcome.flight}` takes it back, byte for byte.", soft_wrap=True)
-        for line in outcome.pending:
-            out.print(line, soft_wrap=True)
+        for item in outcome.pending:
+            out.print(f"{item.key}={item.after} takes effect once you start it with: {item.activate}", soft_wrap=True)
         out.print(outcome.course.places.next_step(), soft_wrap=True)
     elif outcome.advised:
         out.print("To apply it without a question: the same command with --yes.", soft_wrap=True)
@@ -145,6 +150,7 @@ def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
         "trial": result_fields(outcome.trial) if outcome.trial else None,
         "applied": outcome.applied,
         "applied_reason": outcome.applied_reason,
-        "pending": list(outcome.pending),
+        "pending": [asdict(item) for item in outcome.pending],
+        "confirmed": result_fields(outcome.confirmed) if outcome.confirmed else None,
         "flight": outcome.flight,
     }

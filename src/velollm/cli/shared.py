@@ -82,9 +82,10 @@ def parse_budget_s(text: str) -> float:
 class Meter:
     """Progress of long work on stderr: a bar with time left on a terminal, single lines in a pipe."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, assume: bool | None) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
+        self.assume = assume
         self._console = console
         self._began_s = time.monotonic()
         self._last = ""
@@ -108,6 +109,16 @@ class Meter:
         """A line that stays."""
         self._console.print(text, style="dim", soft_wrap=True)
 
+    def ask(self, question: str) -> bool:
+        """A yes or no in mid-flight: what ``--yes`` said, or the person at the terminal."""
+        if self.assume is not None or not is_interactive():
+            return bool(self.assume)
+        self._bar.stop()
+        try:
+            return ask(question)
+        finally:
+            self._bar.start()
+
     def __call__(self, done: float, text: str, left_s: float | None = None) -> None:
         """Work is ``done`` (0 to 1); ``left_s`` seconds are left, None where unknown."""
         left = "" if left_s is None else f"about {max(1, round(left_s))} s left"
@@ -118,9 +129,9 @@ class Meter:
 
 
 @contextmanager
-def meter() -> Iterator[Meter]:
-    """A running `Meter` on stderr."""
-    bar = Meter(console(stderr=True))
+def meter(assume: bool | None = None) -> Iterator[Meter]:
+    """A running `Meter` on stderr; ``assume`` answers its questions without asking."""
+    bar = Meter(console(stderr=True), assume)
     bar.start()
     try:
         yield bar

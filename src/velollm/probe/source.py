@@ -24,7 +24,7 @@ class Source(Protocol):
         """Text of the file at an absolute path of that machine, such as ``/proc/meminfo``."""
 
     def glob(self, pattern: str) -> list[str]:
-        """Absolute paths of that machine that match a shell pattern, sorted (``/sys/class/drm/card*/device/vendor``)."""
+        """Absolute paths of that machine matching a shell pattern, sorted (``/sys/class/drm/card*/device/vendor``)."""
 
     def run(self, argv: Sequence[str]) -> str | None:
         """Standard output of a command, such as ``["nvidia-smi", "-q", "-x"]``."""

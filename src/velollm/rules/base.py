@@ -50,3 +50,22 @@ class Rule:
     def doc(self) -> str:
         """The rule's documentation."""
         return (self.decide.__doc__ or "").strip()
+
+
+def pinned(wish: Wish, *names: str) -> Advice | None:
+    """The user's own values, where each of ``names`` was pinned with ``--set``; else None."""
+    if not all(name in wish.pins for name in names):
+        return None
+    return Advice({name: wish.pins[name] for name in names}, "you asked for it with --set", "user")
+
+
+def integer(knobs: Knobs, name: str) -> int | None:
+    """A knob's value where it is a whole number; None where it is unset or something else."""
+    value = knobs.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def word(knobs: Knobs, name: str, unset: str) -> str:
+    """A knob's value where it is a word; ``unset`` where it is unset or something else."""
+    value = knobs.get(name)
+    return value if isinstance(value, str) else unset

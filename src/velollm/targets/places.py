@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,14 +16,46 @@ from velollm.targets.envfile import parse_env, render_env
 from velollm.targets.file import FileTarget
 
 Key = tuple[str, str]
+"""A setting: the kind of its place (that of `backends.base.Setting.target`), and its name there."""
+
+Write = tuple[Target, State, State]
+"""A target, its state now, and its state to be."""
 _OURS = frozenset((*ARG_OF_KNOB.values(), CONTEXT_ARG))
 
 
+class Places(ABC):
+    """The places where one backend keeps its settings for one model."""
+
+    @abstractmethod
+    def read_settings(self) -> dict[Key, str]:
+        """What is set now. Raises `VeloError` where a place cannot be read or is damaged."""
+
+    @abstractmethod
+    def knobs_of(self, settings: Mapping[Key, str], defaults: Knobs) -> Knobs | None:
+        """The defaults with what is set now laid over them; None where nothing is set."""
+
+    def own_knobs(self) -> dict[str, KnobValue]:
+        """Knobs that the user, not a flight, has set."""
+        return {}
+
+    @abstractmethod
+    def label(self, kind: str) -> str:
+        """The place of a kind of setting, for people."""
+
+    @abstractmethod
+    def next_step(self) -> str:
+        """What to type to use the settings."""
+
+    @abstractmethod
+    def writes(self, settings: Iterable[tuple[str, str, str | None]]) -> list[Write]:
+        """What these (kind, key, value) changes mean for the targets; value None removes."""
+
+
 @dataclass(frozen=True)
-class Places:
+class EnginePlaces(Places):
     """The environment file and the engine settings that `velollm run` uses, for one model.
 
-    A setting is known by (kind, key), where kind is that of `backends.base.Setting.target`.
+    Other variables of the environment file are not ours and are left alone.
     """
 
     environment: FileTarget
@@ -30,11 +63,6 @@ class Places:
     model: str
 
     def read_settings(self) -> dict[Key, str]:
-        """What is set now; other variables of the environment file are not ours and left out.
-
-        Raises:
-            VeloError: a file cannot be read or is damaged.
-        """
         environ = parse_env(self.environment.read().text)
         found = {("environment", name): value for name, value in environ.items() if name in _OURS}
         knobs = parse_engine_settings(self.engine.read().text).get(self.model, {})
@@ -42,7 +70,6 @@ class Places:
         return found
 
     def knobs_of(self, settings: Mapping[Key, str], defaults: Knobs) -> Knobs | None:
-        """The defaults with what is set now laid over them; None where nothing is set."""
         if not settings:
             return None
         environ = {key: value for (kind, key), value in settings.items() if kind == "environment"}
@@ -50,15 +77,12 @@ class Places:
         return {**defaults, **parse_llama_args(environ), **_parse_knobs(engine)}
 
     def label(self, kind: str) -> str:
-        """The place of a kind of setting, for people."""
         return self.environment.label if kind == "environment" else self.engine.label
 
     def next_step(self) -> str:
-        """What to type to use the settings."""
         return f"Use it: velollm run {self.model}"
 
-    def writes(self, settings: Iterable[tuple[str, str, str | None]]) -> list[tuple[Target, State, State]]:
-        """Targets with their states before and after these (kind, key, value) changes; value None removes."""
+    def writes(self, settings: Iterable[tuple[str, str, str | None]]) -> list[Write]:
         environ: dict[str, str | None] = {}
         engine: dict[str, KnobValue] = {}
         for kind, key, value in settings:
@@ -66,7 +90,7 @@ class Places:
                 environ[key] = value
             else:
                 engine[key] = None if value is None else parse_knob_value(key, value)
-        found: list[tuple[Target, State, State]] = []
+        found: list[Write] = []
         if environ:
             before = self.environment.read()
             found.append((self.environment, before, State.of_text(render_env(before.text, environ))))
@@ -89,11 +113,6 @@ def _parse_knobs(texts: Mapping[str, str]) -> dict[str, KnobValue]:
     return knobs
 
 
-def engine_places(paths: Paths, model: str) -> Places:
+def engine_places(paths: Paths, model: str) -> EnginePlaces:
     """The places of our own engine runs, for a model known by this key."""
-    return Places(FileTarget(paths.engine_env), FileTarget(paths.engine_settings), model)
-
-
-def overlay(places: Places, defaults: Knobs) -> Knobs:
-    """The knobs that `velollm run` starts the engine with."""
-    return places.knobs_of(places.read_settings(), defaults) or defaults
+    return EnginePlaces(FileTarget(paths.engine_env), FileTarget(paths.engine_settings), model)

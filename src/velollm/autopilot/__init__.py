@@ -1,0 +1,87 @@
+"""Fly the whole line: machine, plan, private trial, verdict, apply; keep only what measured well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from velollm.autopilot.chart import chart, choose_backend, choose_model, find_model_facts, places_for
+from velollm.autopilot.landing import activate, export_plan, flights, land, undo
+from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
+from velollm.autopilot.trial import compare, make_room, try_plan
+from velollm.backends.base import ModelRef, RunningServer
+from velollm.backends.ollama import OllamaBackend
+from velollm.bench.result import BenchResult
+from velollm.config import ensure_dir
+from velollm.knobs import Knobs
+
+__all__ = [
+    "Cockpit",
+    "Course",
+    "Order",
+    "Outcome",
+    "Pending",
+    "Service",
+    "bench",
+    "chart",
+    "export_plan",
+    "flights",
+    "fly",
+    "serve",
+    "undo",
+]
+_QUICK_S = 25.0
+
+
+def bench(order: Order, cockpit: Cockpit) -> tuple[Course, BenchResult]:
+    """Measure the default settings against the plan's; applies nothing."""
+    course = chart(order, cockpit)
+    budget_s = _QUICK_S if order.quick else order.budget_s
+    with make_room(course, cockpit):
+        return course, compare(course, course.plan, cockpit, budget_s)
+
+
+def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> Outcome:
+    """Plan, try privately, and, where the trial allows and ``confirm`` says yes, apply and confirm."""
+    course = chart(order, cockpit)
+    if not course.plan.changes:
+        reason = "what is set now already is the plan" if course.current else "the defaults already are the plan"
+        return Outcome(course, course.plan, applied_reason=reason)
+    backend = course.backend
+    if isinstance(backend, OllamaBackend) and (why := backend.untriable(course.model)):
+        return Outcome(course, course.plan, applied_reason=f"not tried: {why}", advised=True)
+    trial = try_plan(course, cockpit)
+    outcome = Outcome(course, trial.plan, trial.result, applied_reason=trial.reason, advised=trial.keep)
+    if not trial.keep:
+        return outcome
+    if not confirm(outcome):
+        return replace(outcome, applied_reason=f"not applied, because nobody said yes; {trial.reason}")
+    flight = land(course, trial.plan, trial.reason)
+    if flight is None:
+        return outcome
+    return activate(replace(outcome, applied=True, flight=flight.id), cockpit)
+
+
+@dataclass(frozen=True)
+class Service:
+    """An engine that runs for good: its server, model and knobs."""
+
+    server: RunningServer
+    model: ModelRef
+    knobs: Knobs
+
+
+@contextmanager
+def serve(order: Order, cockpit: Cockpit, *, port: int) -> Iterator[Service]:
+    """Run the engine with the settings that flights have applied, until the context is left."""
+    backend = choose_backend(order.backend, cockpit, wants_model=order.model is not None)
+    model = choose_model(order.model, backend, order.paths, cockpit, make=True)
+    facts = order.probe().model_copy(update={"model": find_model_facts(model)})
+    places = places_for(backend, model, order)
+    defaults = backend.default_knobs(facts)
+    knobs = {**(places.knobs_of(places.read_settings(), defaults) or defaults), **order.pins}
+    cockpit(0.0, f"loading {model.name}")
+    log = ensure_dir(order.paths.data) / "engine.log"
+    with backend.trial(model, knobs, facts, log=log, port=port) as server:
+        yield Service(server, model, knobs)

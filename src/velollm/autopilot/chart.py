@@ -1,0 +1,125 @@
+"""From an order to a course: backend, model, facts, what is set now, and the plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from velollm.autopilot.order import Cockpit, Course, Order
+from velollm.backends.base import Backend, ModelRef, iter_backends
+from velollm.backends.ollama import OllamaBackend
+from velollm.config import Paths, ensure_dir
+from velollm.errors import UsageError, VeloError
+from velollm.facts import ModelFacts
+from velollm.knobs import Knobs
+from velollm.models.gguf import model_facts
+from velollm.models.header import read_gguf
+from velollm.models.synthetic import SHAPE_1B, ensure_model, estimate_file_bytes, made_model_facts
+from velollm.plan import Plan, load_profile, make_plan
+from velollm.targets.ollama_places import OllamaPlaces
+from velollm.targets.places import Places, engine_places
+from velollm.units import render_bytes
+
+OWN_SETTING = "left as you have it; --override lets the plan change it"
+
+
+def choose_backend(name: str, cockpit: Cockpit, *, wants_model: bool) -> Backend:
+    """The backend of that name, or for ``auto`` Ollama, then the embedded engine, then `llama-server`.
+
+    ``auto`` passes over an Ollama without any model where none was named (``wants_model`` off).
+
+    Raises:
+        VeloError: none can be used.
+    """
+    backends = {backend.name: backend for backend in iter_backends()}
+    if name != "auto":
+        if name not in backends:
+            raise UsageError(f"there is no backend '{name}'", f"backends: auto, {', '.join(backends)}")
+        if lacking := backends[name].missing():
+            raise _unusable(lacking)
+        return backends[name]
+    reasons: list[str] = []
+    for candidate in ("ollama", "embedded", "llamacpp"):
+        backend = backends[candidate]
+        lacking = backend.missing()
+        if lacking is None and isinstance(backend, OllamaBackend) and not wants_model and not backend.usual_model():
+            lacking = "Ollama has no model yet"
+        if lacking is None:
+            if reasons:
+                cockpit.note(f"{reasons[0].partition(':')[0]}: flying on the {candidate} engine.")
+            return backend
+        reasons.append(lacking)
+    raise _unusable(reasons[1])
+
+
+def _unusable(lacking: str) -> VeloError:
+    message, _, hint = lacking.partition(": ")
+    return VeloError(message, hint or "choose another --backend")
+
+
+def choose_model(name: str | None, backend: Backend, paths: Paths, cockpit: Cockpit, *, make: bool) -> ModelRef:
+    """The model of that name. Without one: Ollama's loaded or newest model, elsewhere the one made on the spot.
+
+    The made one has a real shape and random weights and stays in the cache; with ``make`` off it is only named.
+    """
+    if name is not None:
+        return backend.find_model(name)
+    if isinstance(backend, OllamaBackend):
+        usual = backend.usual_model()
+        if usual is None:
+            raise VeloError("Ollama has no model yet", "`ollama pull` one, or add --backend embedded")
+        cockpit.note(f"No model named: taking {usual}.")
+        return backend.find_model(usual)
+    directory = paths.cache / "models"
+    size = render_bytes(estimate_file_bytes(SHAPE_1B))
+    if not make:
+        return ModelRef(SHAPE_1B.name, None)
+    ensure_dir(directory)
+
+    def progress(done: int, total: int) -> None:
+        cockpit(done / total, f"making a model to measure with ({size})")
+
+    path = ensure_model(SHAPE_1B, directory, progress=progress)
+    cockpit.note(f"Measuring with a made model of random weights, shaped like a 1.1B one: {path} ({size}).")
+    return ModelRef(SHAPE_1B.name, path)
+
+
+def places_for(backend: Backend, model: ModelRef, order: Order) -> Places:
+    """Where the backend keeps its settings for this model."""
+    if isinstance(backend, OllamaBackend):
+        return OllamaPlaces(backend, model.name, order.paths.ollama_env, beside=order.beside)
+    return engine_places(order.paths, str(model.path or model.name))
+
+
+def find_model_facts(model: ModelRef) -> ModelFacts | None:
+    """What the model's header says; None where it cannot be read."""
+    if model.path is not None:
+        return model_facts(read_gguf(model.path), model.name)
+    return made_model_facts(SHAPE_1B) if model.name == SHAPE_1B.name else None
+
+
+def chart(order: Order, cockpit: Cockpit, *, make: bool = True) -> Course:
+    """Look at the machine and the model, and work out the plan; changes nothing."""
+    profile = load_profile(order.profile)
+    backend = choose_backend(order.backend, cockpit, wants_model=order.model is not None)
+    model = choose_model(order.model, backend, order.paths, cockpit, make=make)
+    cockpit(0.0, "looking at the machine")
+    facts = order.probe().model_copy(update={"model": find_model_facts(model)})
+    places = places_for(backend, model, order)
+    settings = places.read_settings()
+    current = places.knobs_of(settings, backend.default_knobs(facts))
+    kept = {} if order.override else _kept(places, order, backend)
+    plan = make_plan(facts, backend, profile, {**kept, **order.pins}, current, current_settings=settings)
+    return Course(order, backend, model, facts, _with_kept_reasons(plan, kept, order), current, places, kept)
+
+
+def _kept(places: Places, order: Order, backend: Backend) -> Knobs:
+    own = places.own_knobs()
+    return {name: value for name, value in own.items() if name in backend.knobs and name not in order.pins}
+
+
+def _with_kept_reasons(plan: Plan, kept: Knobs, order: Order) -> Plan:
+    choices = tuple(
+        replace(choice, reason=OWN_SETTING) if choice.name in kept and choice.name not in order.pins else choice
+        for choice in plan.choices
+    )
+    return replace(plan, choices=choices)

@@ -1,0 +1,92 @@
+"""What a flight is asked for, what it settles before the trial, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from velollm.backends.base import Backend, ModelRef
+from velollm.bench.result import BenchResult
+from velollm.config import Paths, user_paths
+from velollm.facts import Facts
+from velollm.knobs import Knobs, KnobValue
+from velollm.plan import Plan
+from velollm.probe.machine import probe_machine
+from velollm.targets.places import Places
+
+
+class Cockpit(Protocol):
+    """How a flight talks to whoever flies it."""
+
+    def __call__(self, done: float, text: str, left_s: float | None = None, /) -> None:
+        """Work is ``done`` (0 to 1), ``left_s`` seconds are left."""
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+
+    def ask(self, question: str) -> bool:
+        """A yes or no in mid-flight."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user asked for. ``paths`` and ``probe`` are parameters so that a test can be another machine.
+
+    ``override``: settings that the user made may be changed. ``beside``: an Ollama model's own name is left alone.
+    """
+
+    model: str | None = None
+    backend: str = "auto"
+    profile: str = "chat"
+    pins: Mapping[str, KnobValue] = field(default_factory=dict)
+    budget_s: float = 180.0
+    quick: bool = False
+    override: bool = False
+    beside: bool = False
+    paths: Paths = field(default_factory=user_paths)
+    probe: Callable[[], Facts] = probe_machine
+
+
+@dataclass(frozen=True)
+class Course:
+    """Everything that is settled before the trial. ``current``: what is set now; None where nothing is.
+
+    ``kept``: settings of the user's own that the plan leaves alone.
+    """
+
+    order: Order
+    backend: Backend
+    model: ModelRef
+    facts: Facts
+    plan: Plan
+    current: Knobs | None
+    places: Places
+    kept: Knobs = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A setting that is written but takes effect only after a restart, and the command that brings it."""
+
+    target: str
+    key: str
+    after: str | None
+    activate: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a flight ended. ``plan`` holds what was kept; ``trial`` is what measured it, ``confirmed`` what it did
+    on the user's own server afterwards. ``advised``: the plan is worth applying.
+    """
+
+    course: Course
+    plan: Plan
+    trial: BenchResult | None = None
+    confirmed: BenchResult | None = None
+    applied: bool = False
+    applied_reason: str = ""
+    advised: bool = False
+    pending: tuple[Pending, ...] = ()
+    flight: str | None = None

@@ -1,0 +1,157 @@
+"""The private trial: the plan against the engine's default and what is set now, and what law 4 makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from velollm.autopilot.order import Cockpit, Course
+from velollm.backends.ollama import OllamaBackend
+from velollm.bench.result import BenchResult
+from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
+from velollm.bench.workload import load_workload
+from velollm.errors import VeloError
+from velollm.facts import Facts
+from velollm.knobs import Knobs, KnobValue
+from velollm.models.memory import estimate_total_bytes
+from velollm.plan import Plan, without_speed_knobs
+from velollm.tune.keep import decide
+
+_SECOND_TRIAL_SHARE = 0.4
+_SHORTEST_TRIAL_S = 20.0
+# Servers may be up side by side only where this share of the free memory holds them all.
+_MEMORY_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial left: the plan as it was measured last, whether it may be kept, and why."""
+
+    plan: Plan
+    result: BenchResult
+    keep: bool
+    reason: str
+
+
+def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> BenchResult:
+    """Measure the plan against the engine's default, and against what is set now where that is something else."""
+    arms = {"default": dict(plan.defaults)}
+    if course.current is not None and dict(course.current) != arms["default"]:
+        arms["current"] = dict(course.current)
+    arms["tuned"] = plan.knobs
+    contexts = [c for knobs in arms.values() if isinstance(c := knobs.get("context_tokens"), int)]
+    with tempfile.TemporaryDirectory(prefix="velollm-trial-") as scratch:
+
+        def arm(name: str, knobs: Knobs) -> Arm:
+            log = Path(scratch) / f"{name}.log"
+            return Arm(name, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
+
+        return run_bench(
+            [arm(name, knobs) for name, knobs in arms.items()],
+            load_workload(plan.profile.workload),
+            Budget(budget_s, quick=course.order.quick),
+            together=fit_together(course.facts, list(arms.values())),
+            progress=cockpit,
+            context_tokens=min(contexts, default=None),
+        )
+
+
+def fit_together(facts: Facts, arms: list[dict[str, KnobValue]]) -> bool:
+    """May the servers be up side by side? Only without a GPU to share, and with memory to spare."""
+    memory, model = facts.memory, facts.model
+    if facts.gpus or memory is None or memory.available_bytes is None or model is None:
+        return False
+    free = memory.available_bytes
+    if memory.limit_bytes is not None:
+        free = min(free, memory.limit_bytes - (memory.limit_used_bytes or 0))
+    total = 0
+    for knobs in arms:
+        if (estimate := estimate_total_bytes(model, knobs)) is None:
+            return False
+        total += estimate.total_bytes
+    return total < _MEMORY_SHARE * free
+
+
+def try_plan(course: Course, cockpit: Cockpit) -> Trial:
+    """Trials until law 4 is content: with everything, then, where speed was not proved, without the knobs for it."""
+    began_s = time.monotonic()
+    baselines: dict[str, Knobs] = {"default": course.plan.defaults}
+    if course.current is not None:
+        baselines["current"] = course.current
+    bare = without_speed_knobs(course.plan, course.facts, course.backend)
+    total_s = course.order.budget_s
+    second_s = total_s * _SECOND_TRIAL_SHARE if bare.knobs != course.plan.knobs and bare.changes else 0.0
+    with make_room(course, cockpit):
+        result = compare(course, course.plan, cockpit, max(total_s - second_s, _SHORTEST_TRIAL_S))
+        decision = decide(course.plan, result, baselines)
+        if decision.action != "drop_speed":
+            return _checked(course, Trial(course.plan, result, decision.action == "keep", decision.reason), cockpit)
+        if not bare.changes:
+            return Trial(course.plan, result, False, decision.reason)
+        cockpit.note(f"{decision.reason}: trying the plan without its knobs for speed.")
+        left_s = max(total_s - (time.monotonic() - began_s), _SHORTEST_TRIAL_S)
+        try:
+            result = compare(course, bare, cockpit, left_s)
+        except OverBudgetError:
+            reason = f"{decision.reason}, and no time was left to try the rest of the plan"
+            return Trial(course.plan, result, False, reason)
+        decision = decide(bare, result, baselines)
+        return _checked(course, Trial(bare, result, decision.action == "keep", decision.reason), cockpit)
+
+
+@contextlib.contextmanager
+def make_room(course: Course, cockpit: Cockpit) -> Iterator[None]:
+    """While the user's own server holds models that leave a trial too little room, they are out of memory.
+
+    Afterwards they are loaded again, with the keep-alive that they had left.
+
+    Raises:
+        VeloError: they are in the way, and nobody said yes to unloading them.
+    """
+    backend = course.backend
+    held = backend.holding() if isinstance(backend, OllamaBackend) else []
+    held = [model for model in held if _in_the_way(model.size_bytes, model.size_vram_bytes, course.facts)]
+    if not held:
+        yield
+        return
+    assert isinstance(backend, OllamaBackend)
+    names = ", ".join(model.name for model in held)
+    if not cockpit.ask(f"Your server holds {names} in memory, which would spoil the trial. Unload and load it again?"):
+        raise VeloError(
+            f"the server holds {names} in memory, so a trial beside it would lie",
+            "unload it (`ollama stop`), or say yes (--yes) to have it unloaded and loaded again",
+        )
+    for model in held:
+        backend.api.unload(model.name)
+    try:
+        yield
+    finally:
+        for model in held:
+            backend.api.load(model.name, {}, keep_alive=model.keep_alive_left_s())
+
+
+def _in_the_way(size_bytes: int, vram_bytes: int, facts: Facts) -> bool:
+    if facts.gpus:
+        return vram_bytes > 0
+    total = facts.memory.total_bytes if facts.memory else None
+    return total is not None and size_bytes > total / 2
+
+
+def _checked(course: Course, trial: Trial, cockpit: Cockpit) -> Trial:
+    """An environment is for every model of a server: the others must still load with it."""
+    backend = course.backend
+    if not trial.keep or not isinstance(backend, OllamaBackend):
+        return trial
+    settings = [s for s in backend.render(trial.plan.knobs, course.facts) if s.target == "environment"]
+    if not settings:
+        return trial
+    cockpit(0.95, "checking that the other models still load")
+    with tempfile.TemporaryDirectory(prefix="velollm-trial-") as scratch:
+        failed = backend.failing_models(course.model, settings, Path(scratch) / "others.log")
+    if not failed:
+        return trial
+    return Trial(trial.plan, trial.result, False, f"with this environment another model would not load: {failed}")

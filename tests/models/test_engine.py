@@ -1,0 +1,116 @@
+"""Made models and the memory arithmetic against the real engine, in a child process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.shared import shared_dir
+from velollm.models.gguf import model_facts, read_gguf
+from velollm.models.memory import estimate_compute_bytes, estimate_kv_bytes, estimate_total_bytes
+from velollm.models.synthetic import SHAPE_1B, TINY, ensure_model
+from velollm.units import MIB
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="the embedded engine is not installed"
+)
+
+DEFAULTS = {"context": 512, "slots": 1, "ubatch": 512, "kv_type_k": "f16", "kv_type_v": "f16", "flash": True}
+TEXTS = ["Hello world, this is a test.", "日本語 ünïcödé \n\t 🦙 <s>", "def f(x):\n    return x\n", ""]
+# The log gives MiB with two digits.
+ROUNDING_BYTES = MIB // 100
+
+
+def run_engine(model: Path, texts: list[str] | None = None, **changes: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    """What the engine answered, and the bytes of its buffers by kind (``model``, ``KV``, ``compute``, ``output``)."""
+    settings = json.dumps({**DEFAULTS, **changes, "texts": texts or []})
+    child = Path(__file__).with_name("engine_child.py")
+    done = subprocess.run(
+        [sys.executable, str(child), str(model), settings], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    # The engine first loads without memory to see what would fit; the last sizes are the real ones.
+    sizes = re.findall(r"(\w+) +(model|KV|compute|output) buffer size = +([\d.]+) MiB", done.stderr)
+    found: dict[tuple[str, str], int] = {(kind, place): round(float(size) * MIB) for place, kind, size in sizes}
+    kinds = {kind for kind, _ in found}
+    return json.loads(done.stdout), {kind: sum(n for (k, _), n in found.items() if k == kind) for kind in kinds}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_model(TINY, tmp_path_factory.mktemp("made"))
+
+
+def test_a_made_model_tokenizes_any_text_and_writes_varied_text(tiny: Path) -> None:
+    answer, buffers = run_engine(tiny, TEXTS)
+    assert answer["back"] == TEXTS
+    assert answer["counts"][0] < len(TEXTS[0])
+    first, second = answer["answers"]
+    assert len(first) == len(second) == 24
+    assert first != second
+    assert len(set(first)) > 12
+    assert len(set(second)) > 12
+    assert len(answer["logprobs"]) == 2 * 24 * 5
+    assert all(math.isfinite(value) and value <= 0 for value in answer["logprobs"])
+    # No token stands above all others: even the likeliest is far from certain.
+    assert max(answer["logprobs"]) < math.log(0.5)
+    estimate = estimate_total_bytes(model_facts(read_gguf(tiny), "tiny"), {"context_tokens": 512})
+    assert estimate is not None
+    assert estimate.weights_bytes == pytest.approx(buffers["model"], abs=2 * ROUNDING_BYTES)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "padding and slots": {"context": 300, "slots": 3},
+    "long, quantized": {"context": 8192, "kv_type_k": "q8_0", "kv_type_v": "q4_0"},
+    "small batch": {"context": 2048, "ubatch": 64},
+    "batch over context": {"context": 512, "ubatch": 1024},
+    "no flash attention": {"context": 2048, "slots": 2, "flash": False},
+}
+OTHER_SHAPES = {
+    "narrow": replace(TINY, name="narrow", feed_forward_length=128),
+    "many kv heads": replace(TINY, name="many", feed_forward_length=128, kv_heads=8),
+}
+
+
+def compare(path: Path, tolerance_bytes: float = 0.1 * MIB, **changes: Any) -> None:
+    """Hold the arithmetic against the sizes in the engine's log."""
+    settings = {**DEFAULTS, **changes}
+    facts = model_facts(read_gguf(path), path.stem)
+    _, buffers = run_engine(path, **changes)
+    size = {"context_tokens": settings["context"], "slots": settings["slots"]}
+    kv = estimate_kv_bytes(facts, **size, kv_type_k=settings["kv_type_k"], kv_type_v=settings["kv_type_v"])
+    assert kv == pytest.approx(buffers["KV"], abs=ROUNDING_BYTES)
+    compute = estimate_compute_bytes(facts, **size, ubatch=settings["ubatch"], flash_attention=settings["flash"])
+    assert compute == pytest.approx(buffers["compute"] + buffers["output"], abs=tolerance_bytes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_estimates_match_the_engines_own_log(name: str, tiny: Path) -> None:
+    compare(tiny, **CASES[name])
+
+
+@pytest.mark.parametrize("name", OTHER_SHAPES)
+@pytest.mark.parametrize("flash", [True, False])
+def test_estimates_are_near_for_narrow_shapes(name: str, flash: bool, tmp_path: Path) -> None:
+    shape = OTHER_SHAPES[name]
+    row_of_each_token = shape.embedding_length * 4 * 512
+    compare(ensure_model(shape, tmp_path), row_of_each_token, context=1024, flash=flash)
+
+
+def test_estimates_match_for_a_real_model() -> None:
+    compare(shared_dir("models") / "tiny-python-5m-f16.gguf", context=2048, slots=2)
+
+
+def test_estimates_match_the_shape_that_is_measured_with(tmp_path: Path) -> None:
+    # Width, heads and feed-forward of the 1B shape; two layers and a small vocabulary keep the file small.
+    compare(ensure_model(replace(SHAPE_1B, name="thin", layers=2, vocab=1024), tmp_path), context=4096)

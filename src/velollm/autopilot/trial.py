@@ -11,6 +11,7 @@ from pathlib import Path
 
 from velollm.autopilot.order import Cockpit, Course
 from velollm.backends.ollama import OllamaBackend
+from velollm.bench.history import append_result
 from velollm.bench.result import BenchResult
 from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
 from velollm.bench.workload import load_workload
@@ -21,7 +22,7 @@ from velollm.models.memory import estimate_total_bytes
 from velollm.plan import Plan, without_speed_knobs
 from velollm.tune.keep import decide
 
-_SECOND_TRIAL_SHARE = 0.4
+_SECOND_TRIAL_SHARE = 0.25
 _SHORTEST_TRIAL_S = 20.0
 # Servers may be up side by side only where this share of the free memory holds them all.
 _MEMORY_SHARE = 0.6
@@ -50,7 +51,7 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> Be
             log = Path(scratch) / f"{name}.log"
             return Arm(name, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
 
-        return run_bench(
+        result = run_bench(
             [arm(name, knobs) for name, knobs in arms.items()],
             load_workload(plan.profile.workload),
             Budget(budget_s, quick=course.order.quick),
@@ -58,6 +59,15 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> Be
             progress=cockpit,
             context_tokens=min(contexts, default=None),
         )
+    append_result(
+        course.order.paths.data,
+        result,
+        model=course.model.name,
+        backend=course.backend.name,
+        facts=course.facts,
+        knobs=arms,
+    )
+    return result
 
 
 def fit_together(facts: Facts, arms: list[dict[str, KnobValue]]) -> bool:
@@ -87,7 +97,7 @@ def try_plan(course: Course, cockpit: Cockpit) -> Trial:
     second_s = total_s * _SECOND_TRIAL_SHARE if bare.knobs != course.plan.knobs and bare.changes else 0.0
     with make_room(course, cockpit):
         result = compare(course, course.plan, cockpit, max(total_s - second_s, _SHORTEST_TRIAL_S))
-        decision = decide(course.plan, result, baselines)
+        decision = decide(course.plan, result, baselines, course.order.pins)
         if decision.action != "drop_speed":
             return _checked(course, Trial(course.plan, result, decision.action == "keep", decision.reason), cockpit)
         if not bare.changes:
@@ -99,7 +109,7 @@ def try_plan(course: Course, cockpit: Cockpit) -> Trial:
         except OverBudgetError:
             reason = f"{decision.reason}, and no time was left to try the rest of the plan"
             return Trial(course.plan, result, False, reason)
-        decision = decide(bare, result, baselines)
+        decision = decide(bare, result, baselines, course.order.pins)
         return _checked(course, Trial(bare, result, decision.action == "keep", decision.reason), cockpit)
 
 

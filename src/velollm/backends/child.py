@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from velollm.errors import VeloError
 
@@ -53,8 +54,15 @@ class Child:
             raise VeloError(
                 f"cannot start {argv[0]}: {error.strerror}", "check that the engine is installed and executable"
             ) from error
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        # Two pipes: what a child says in one must not be cut by what it says in the other.
+        self._pipes = (self.process.stdout, self.process.stderr)
+        self._open_pipes = len(self._pipes)
+        self._lock = threading.Lock()
+        self._readers = [threading.Thread(target=self._read, args=(pipe,), daemon=True) for pipe in self._pipes]
+        for reader in self._readers:
+            reader.start()
         if first_line is not None:
             self._say(first_line)
 
@@ -73,24 +81,30 @@ class Child:
             list(self.argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             env=None if environ is None else dict(environ),
             cwd=cwd,
             **new_group,
         )
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for raw in self.process.stdout:
-            with contextlib.suppress(OSError, ValueError):
-                self._log_file.write(raw)
-                self._log_file.flush()
+    def _read(self, pipe: IO[bytes]) -> None:
+        for raw in pipe:
             line = raw.decode("utf-8", "replace").rstrip()
-            self.tail.append(line)
-            if not self._event.is_set() and (value := self._ready(line)) is not None:
-                self._value = value
+            with self._lock:
+                self._keep(raw, line)
+                if not self._event.is_set() and (value := self._ready(line)) is not None:
+                    self._value = value
+                    self._event.set()
+        with self._lock:
+            self._open_pipes -= 1
+            if not self._open_pipes:
                 self._event.set()
-        self._event.set()
+
+    def _keep(self, raw: bytes, line: str) -> None:
+        self.tail.append(line)
+        with contextlib.suppress(OSError, ValueError):
+            self._log_file.write(raw)
+            self._log_file.flush()
 
     @property
     def pid(self) -> int:
@@ -130,9 +144,9 @@ class Child:
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
-        self._reader.join(_STOP_S)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for reader, pipe in zip(self._readers, self._pipes, strict=True):
+            reader.join(_STOP_S)
+            pipe.close()
         self._log_file.close()
 
     def why_it_failed(self) -> str:

@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -74,9 +75,18 @@ def start_engine(
         [sys.executable, "-m", "velollm.backends.embedded_child"],
         log=log,
         environ=os.environ if environ is None else environ,
-        ready=lambda line: line[len(READY) :].strip() if line.startswith(READY) else None,
+        ready=parse_ready,
         first_line=wanted,
     )
+
+
+def parse_ready(line: str) -> str | None:
+    """Address of the line that says that the engine can answer.
+
+    It comes through standard output, which the engine's log does not share.
+    """
+    match = re.match(rf"{READY}(http://\S+)$", line)
+    return match.group(1) if match else None
 
 
 def has_libgomp() -> bool:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 
 from velollm.backends.base import Setting
+from velollm.backends.llamaargs import total_context_tokens
+from velollm.backends.ollama_defaults import default_batch
 from velollm.knobs import Knobs, KnobValue
 
 LLAMA_SERVER_ERA = (0, 30, 0)
@@ -77,6 +79,10 @@ def _parameters(changed: Mapping[str, KnobValue], knobs: Knobs) -> list[Setting]
         for knob, parameter in PARAMETER_OF_KNOB.items()
         if knob in changed
     ]
+    total = total_context_tokens(knobs)
+    if "batch" in knobs and "batch" not in changed and total and default_batch(total) != knobs["batch"]:
+        # Left to itself, num_batch would grow with the context.
+        found.append(Setting("model", "num_batch", str(knobs["batch"]), "batch"))
     if "load_mode" in changed and changed["load_mode"] in ("none", "mmap"):
         found.append(Setting("model", "use_mmap", str(changed["load_mode"] == "mmap").lower(), "load_mode"))
     if knobs.get("ubatch") not in (None, knobs.get("batch")) and {"batch", "ubatch"} & changed.keys():

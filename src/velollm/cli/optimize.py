@@ -57,7 +57,7 @@ def command(
 
     order = Order(model, backend, profile, parse_pins(set_), parse_budget_s(budget), override=override, beside=beside)
     outcome = _plan_only(order) if dry_run else _fly(order, yes=yes, quiet=json_)
-    files = export_plan(outcome, export) if export else ()
+    files = export_plan(outcome, export) if export and outcome.advised else ()
     if json_:
         print_json(_document(outcome, dry_run=dry_run))
     elif dry_run:
@@ -132,6 +132,9 @@ def _print_ending(outcome: Outcome) -> None:
         out.print("To apply it without a question: the same command with --yes.", soft_wrap=True)
     else:
         out.print("Nothing was changed.", soft_wrap=True)
+    for candidate in outcome.plan.candidates:
+        pins = " ".join(f"--set {name}={value}" for name, value in candidate.items())
+        out.print(f"Also worth measuring: velollm bench {outcome.course.order.model or ''} {pins}", soft_wrap=True)
 
 
 def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:

@@ -23,7 +23,8 @@ SCHEMA_VERSION = 1
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]", help="Ollama name or path of a GGUF file; without one, a model made on the spot."
+        metavar="[MODEL]",
+        help="Ollama name or path of a GGUF file; without one, Ollama's loaded or newest model, else one made here.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]

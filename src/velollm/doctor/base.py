@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -51,7 +52,7 @@ class Check:
     @property
     def doc(self) -> str:
         """The check's documentation."""
-        return (self.run.__doc__ or "").strip()
+        return inspect.cleandoc(self.run.__doc__ or "")
 
 
 def evidence(facts: Facts, path: str, value: object, fallback: str = "") -> Evidence:

@@ -214,8 +214,10 @@ def read_devices(source: Source) -> dict[str, tuple[str, ...]]:
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Variables of this process that steer an engine. Names that hint at a secret are left out."""
+    """Variables of this process that steer an engine. Of names that hint at a secret the value is `(set)`."""
     env = os.environ if environ is None else environ
     return {
-        name: value for name, value in sorted(env.items()) if _ENVIRONMENT.fullmatch(name) and not _SECRET.search(name)
+        name: "(set)" if value and _SECRET.search(name) else value
+        for name, value in sorted(env.items())
+        if _ENVIRONMENT.fullmatch(name)
     }

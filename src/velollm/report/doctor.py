@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from velollm.doctor.base import Check, Finding
+from velollm.doctor.diagnose import worst_three
 from velollm.facts import Facts, GpuFacts
 from velollm.units import render_bytes
 
 _STYLE = {"critical": "bold red", "warning": "yellow", "note": "dim"}
-_WORST = 3
 
 
 def render_diagnosis(facts: Facts, findings: Sequence[Finding]) -> RenderableType:
@@ -23,12 +23,12 @@ def render_diagnosis(facts: Facts, findings: Sequence[Finding]) -> RenderableTyp
     notes = [finding for finding in findings if finding.severity == "note"]
     if not serious:
         parts.append(Text("Nothing is wrong or wasteful here.", "green"))
-    for number, finding in enumerate(serious):
-        if number == 0:
-            parts.append(Text("Most worth mending:", "bold"))
-        if number == _WORST:
-            parts.append(Text("Also:", "bold"))
-        parts.append(_finding(finding))
+    first = worst_three(findings)
+    rest = [finding for finding in serious if finding not in first]
+    if first:
+        parts += [Text("Most worth mending:", "bold"), *(_finding(finding) for finding in first)]
+    if rest:
+        parts += [Text("Also:", "bold"), *(_finding(finding) for finding in rest)]
     if notes:
         parts += [Text("Notes:", "bold"), *(_finding(finding) for finding in notes)]
     return Group(*parts)

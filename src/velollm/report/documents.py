@@ -31,6 +31,7 @@ def plan_fields(facts: Facts, plan: Plan, label: Callable[[str], str]) -> dict[s
         "facts": facts.model_dump(mode="json"),
         "knobs": knobs,
         "changes": changes,
+        "candidates": [dict(candidate) for candidate in plan.candidates],
     }
 
 

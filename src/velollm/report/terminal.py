@@ -128,12 +128,13 @@ def render_explanation(facts: Mapping[str, Any]) -> RenderableType:
     if facts["changes_answer"]:
         lines.append(Text("It can change answers, so only your own --set turns it."))
     if facts["rule"]:
-        lines += [Text(""), Text(f"Rule {facts['rule']}:", "bold"), Text(_unindent(facts["rule_doc"] or ""))]
+        lines += [Text(""), Text(f"Rule {facts['rule']}:", "bold"), *_paragraphs(facts["rule_doc"] or "")]
     return Group(*lines)
 
 
-def _unindent(text: str) -> str:
-    return "\n".join(line.strip() for line in text.splitlines())
+def _paragraphs(text: str) -> list[Text]:
+    """A docstring with each paragraph on one line, for the terminal to wrap."""
+    return [Text(" ".join(part.split())) for part in text.split("\n\n")]
 
 
 def render_undo(result: UndoResult) -> RenderableType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from velollm.knobs import Basis, Knobs, KnobValue, Wish
 class Advice:
     """Values for the rule's knobs, one reason for them, and what the reason rests on.
 
-    ``candidates`` are other values worth measuring against these, likelier first.
+    ``candidates`` are other values worth measuring against these, likelier first; they are named, not chosen.
     """
 
     values: Mapping[str, KnobValue]
@@ -49,7 +50,7 @@ class Rule:
     @property
     def doc(self) -> str:
         """The rule's documentation."""
-        return (self.decide.__doc__ or "").strip()
+        return inspect.cleandoc(self.decide.__doc__ or "")
 
 
 def pinned(wish: Wish, *names: str) -> Advice | None:

@@ -8,7 +8,7 @@ from velollm.rules.base import Advice, Rule, Skip, pinned
 
 
 def decide(facts: Facts, knobs: Knobs, wish: Wish) -> Advice | Skip:
-    """Puts the n-gram kinds that the profile lists to the trial; for profiles that list none, no guessing.
+    """Puts the first n-gram kind that the profile lists to the trial, and names the others; else no guessing.
 
     Code and tool calls repeat earlier text, and there several tokens pass for one reading of the
     weights (39 tokens/s became 61, and 95 on the second pass). On text that hardly repeats it costs

@@ -32,7 +32,7 @@ def decide(facts: Facts, knobs: Knobs, wish: Wish) -> Advice | Skip:
     threads fell from 52 to 0.9 tokens/s, and one thread held 33. The price: while the machine is
     idle that one thread is 38% slower than two, so run `velollm optimize` again when the neighbour
     is gone. The rule looks at what is sampled now and at the last 15 minutes; where only the past
-    was busy, fewer threads are a candidate for the trial, not the choice. On processors with
+    was busy, fewer threads are named as worth measuring, not chosen. On processors with
     performance and efficiency cores, only the performance cores count.
     """
     if advice := pinned(wish, "threads"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,12 +39,12 @@ def speed_knobs_against(plan: Plan, baseline: Knobs) -> tuple[str, ...]:
     )
 
 
-def decide(plan: Plan, result: BenchResult, baselines: dict[str, Knobs]) -> Decision:
+def decide(plan: Plan, result: BenchResult, baselines: Mapping[str, Knobs], asked: Knobs) -> Decision:
     """Law 4 for one trial: against each baseline arm (the engine's default, and what is set now).
 
     A plan that turns knobs for speed must have the whole interval of the profile's ratio above 1; one that turns
     only knobs for what they enable must not be proved slower by more than the profile's accepted price. What the
-    user pinned with ``--set`` is the user's word and is kept, its price beside it.
+    user ``asked`` for with ``--set`` is the user's word and is kept, its price beside it.
     """
     metric = plan.profile.metric
     words = METRIC_WORDS[metric]
@@ -52,13 +53,13 @@ def decide(plan: Plan, result: BenchResult, baselines: dict[str, Knobs]) -> Deci
         if speed_knobs_against(plan, baselines[arm]) and ratio.verdict != "faster":
             return Decision("drop_speed", f"{words} is not proved faster than with {_name(arm)} ({_text(ratio)})")
     for arm, ratio in found.items():
-        if ratio.verdict == "slower" and not plan.pins and (ratio.estimate or 0) < 1 - plan.profile.accepted_price:
+        if ratio.verdict == "slower" and not asked and (ratio.estimate or 0) < 1 - plan.profile.accepted_price:
             return Decision("leave", f"{words} is slower than with {_name(arm)} ({_text(ratio)})")
     arm, ratio = next(iter(found.items()))
     if ratio.verdict == "faster":
         return Decision("keep", f"{words} is proved faster than with {_name(arm)} ({_text(ratio)})")
     if ratio.verdict == "slower":
-        why = "you pinned it with --set" if plan.pins else "the profile accepts that for what the plan enables"
+        why = "you asked for it with --set" if asked else "the profile accepts that for what the plan enables"
         return Decision("keep", f"{words} is slower than with {_name(arm)} ({_text(ratio)}); {why}")
     return Decision("keep", f"{words} is not proved slower than with {_name(arm)} ({_text(ratio)})")
 

@@ -21,7 +21,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 optimize: $(STAMP)
-	@$(BIN)/velollm optimize $(ARGS)
+	@$(BIN)/velollm optimize $(ARGS) || [ $$? -eq 3 ] # 3: changes are advised
 
 test: $(STAMP)
 	@$(BIN)/ruff check src tests

@@ -132,9 +132,13 @@ def _print_ending(outcome: Outcome) -> None:
         out.print("To apply it without a question: the same command with --yes.", soft_wrap=True)
     else:
         out.print("Nothing was changed.", soft_wrap=True)
+    model = [outcome.course.order.model] if outcome.course.order.model else []
     for candidate in outcome.plan.candidates:
-        pins = " ".join(f"--set {name}={value}" for name, value in candidate.items())
-        out.print(f"Also worth measuring: velollm bench {outcome.course.order.model or ''} {pins}", soft_wrap=True)
+        # Where the plan leaves a knob as it is, another value of it is nothing to suggest.
+        if any(outcome.plan.knobs[name] == outcome.plan.defaults.get(name) for name in candidate):
+            continue
+        words = [*model, *(f"--set {name}={value}" for name, value in candidate.items())]
+        out.print(f"Also worth measuring: velollm bench {' '.join(words)}", soft_wrap=True)
 
 
 def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:

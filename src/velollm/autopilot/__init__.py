@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from velollm.autopilot.chart import chart, choose_backend, choose_model, find_model_facts, places_for
 from velollm.autopilot.landing import activate, export_plan, flights, land, undo
@@ -12,9 +14,12 @@ from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
 from velollm.autopilot.trial import compare, make_room, try_plan
 from velollm.backends.base import ModelRef, RunningServer
 from velollm.backends.ollama import OllamaBackend
+from velollm.backends.ollama_run import Runner
 from velollm.bench.result import BenchResult
-from velollm.config import ensure_dir
+from velollm.config import Paths, ensure_dir, user_paths
 from velollm.knobs import Knobs
+from velollm.targets.envfile import parse_env
+from velollm.targets.file import FileTarget
 
 __all__ = [
     "Cockpit",
@@ -28,6 +33,7 @@ __all__ = [
     "export_plan",
     "flights",
     "fly",
+    "run_server",
     "serve",
     "undo",
 ]
@@ -63,13 +69,21 @@ def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> O
     return activate(replace(outcome, applied=True, flight=flight.id), cockpit)
 
 
+def run_server(argv: Sequence[str], paths: Paths | None = None) -> int:
+    """Be the parent of a server: start it with the applied environment, restart it when a flight asks; its status."""
+    paths = paths or user_paths()
+    target = FileTarget(paths.ollama_env)
+    return Runner(argv, lambda: {**os.environ, **parse_env(target.read().text)}, paths.runner_state).run()
+
+
 @dataclass(frozen=True)
 class Service:
-    """An engine that runs for good: its server, model and knobs."""
+    """An engine that runs for good: its server, model and knobs, and where its log is."""
 
     server: RunningServer
     model: ModelRef
     knobs: Knobs
+    log: Path
 
 
 @contextmanager
@@ -84,4 +98,4 @@ def serve(order: Order, cockpit: Cockpit, *, port: int) -> Iterator[Service]:
     cockpit(0.0, f"loading {model.name}")
     log = ensure_dir(order.paths.data) / "engine.log"
     with backend.trial(model, knobs, facts, log=log, port=port) as server:
-        yield Service(server, model, knobs)
+        yield Service(server, model, knobs, log)

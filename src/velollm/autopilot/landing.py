@@ -9,7 +9,7 @@ from velollm import __version__
 from velollm.apply import UndoResult, Write, apply_writes, undo_flight
 from velollm.autopilot.order import Cockpit, Course, Outcome, Pending
 from velollm.backends.ollama import OllamaBackend
-from velollm.backends.ollama_run import find_runner
+from velollm.backends.ollama_run import find_runner, reach_runner
 from velollm.bench.result import BenchResult
 from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
 from velollm.bench.stats import compare_arms
@@ -110,7 +110,7 @@ def undo(flight: str | None, paths: Paths | None = None) -> UndoResult:
     paths = paths or user_paths()
     result = undo_flight(journal_of(paths), flight)
     env_file = str(paths.ollama_env)
-    if env_file in result.restored and (runner := find_runner(paths.runner_state, None)) is not None:
+    if env_file in result.restored and (runner := reach_runner(paths.runner_state)) is not None:
         runner.restart()
     return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from velollm.bench.history import append_result
 from velollm.bench.result import BenchResult
 from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
 from velollm.bench.workload import load_workload
+from velollm.config import ensure_dir
 from velollm.errors import VeloError
 from velollm.facts import Facts
 from velollm.knobs import Knobs, KnobValue
@@ -45,20 +45,19 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> Be
         arms["current"] = dict(course.current)
     arms["tuned"] = plan.knobs
     contexts = [c for knobs in arms.values() if isinstance(c := knobs.get("context_tokens"), int)]
-    with tempfile.TemporaryDirectory(prefix="velollm-trial-") as scratch:
 
-        def arm(name: str, knobs: Knobs) -> Arm:
-            log = Path(scratch) / f"{name}.log"
-            return Arm(name, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
+    def arm(name: str, knobs: Knobs) -> Arm:
+        log = _fresh_log(course, name)
+        return Arm(name, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
 
-        result = run_bench(
-            [arm(name, knobs) for name, knobs in arms.items()],
-            load_workload(plan.profile.workload),
-            Budget(budget_s, quick=course.order.quick),
-            together=fit_together(course.facts, list(arms.values())),
-            progress=cockpit,
-            context_tokens=min(contexts, default=None),
-        )
+    result = run_bench(
+        [arm(name, knobs) for name, knobs in arms.items()],
+        load_workload(plan.profile.workload),
+        Budget(budget_s, quick=course.order.quick),
+        together=fit_together(course.facts, list(arms.values())),
+        progress=cockpit,
+        context_tokens=min(contexts, default=None),
+    )
     append_result(
         course.order.paths.data,
         result,
@@ -68,6 +67,14 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> Be
         knobs=arms,
     )
     return result
+
+
+def _fresh_log(course: Course, name: str) -> Path:
+    """Where an engine of the latest trial writes its log; it stays, as errors point to it."""
+    log = ensure_dir(course.order.paths.data / "trial") / f"{name}.log"
+    with contextlib.suppress(OSError):
+        log.unlink(missing_ok=True)
+    return log
 
 
 def fit_together(facts: Facts, arms: list[dict[str, KnobValue]]) -> bool:
@@ -160,8 +167,7 @@ def _checked(course: Course, trial: Trial, cockpit: Cockpit) -> Trial:
     if not settings:
         return trial
     cockpit(0.95, "checking that the other models still load")
-    with tempfile.TemporaryDirectory(prefix="velollm-trial-") as scratch:
-        failed = backend.failing_models(course.model, settings, Path(scratch) / "others.log")
+    failed = backend.failing_models(course.model, settings, _fresh_log(course, "others"))
     if not failed:
         return trial
     return Trial(trial.plan, trial.result, False, f"with this environment another model would not load: {failed}")

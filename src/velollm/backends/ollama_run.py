@@ -39,6 +39,7 @@ class Runner:
         self._err = err or sys.stderr
         self._lock = threading.Lock()
         self._listening = threading.Event()
+        self._up = False
         self._restarting = False
         self._process: subprocess.Popen[str] | None = None
 
@@ -67,6 +68,7 @@ class Runner:
 
     def _start(self) -> None:
         self._listening.clear()
+        self._up = False
         try:
             self._process = subprocess.Popen(
                 self._argv,
@@ -90,6 +92,7 @@ class Runner:
                 self._err.write(line)
                 self._err.flush()
             if process is self._process and parse_listening(line):
+                self._up = True
                 self._listening.set()
         process.stderr.close()
         if process is self._process:
@@ -124,9 +127,10 @@ class Runner:
                 self._restarting = False
         if not self._listening.wait(_START_S):
             return f"the server did not listen again within {_START_S:.0f} s"
+        if self._up:
+            return ""
         assert self._process is not None
-        status = self._process.poll()
-        return "" if status is None else f"the server ended at once (exit status {status})"
+        return f"the server ended at once (exit status {self._process.wait()})"
 
     def _publish(self, listener: Listener, key: bytes) -> None:
         ensure_dir(self._state_file.parent)
@@ -174,15 +178,22 @@ class RunClient:
             with Client(self._address, authkey=self._key) as connection:
                 connection.send_bytes(request)
                 return connection.recv_bytes()
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, AuthenticationError) as error:
             raise VeloError("`velollm run` does not answer any more", "start it again") from error
+
+
+def reach_runner(state_file: Path) -> RunClient | None:
+    """The `velollm run` that is at work with this state file; None where there is none."""
+    try:
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        client = RunClient(str(state["address"]), bytes.fromhex(state["key"]))
+        client.server_pid()
+    except (OSError, ValueError, KeyError, TypeError, VeloError):
+        return None
+    return client
 
 
 def find_runner(state_file: Path, server_pid: int | None) -> RunClient | None:
     """The `velollm run` that is the parent of the server with this process id; None where there is none."""
-    try:
-        state = json.loads(state_file.read_text(encoding="utf-8"))
-        client = RunClient(str(state["address"]), bytes.fromhex(state["key"]))
-        return client if server_pid is not None and client.server_pid() == server_pid else None
-    except (OSError, ValueError, KeyError, VeloError):
-        return None
+    client = reach_runner(state_file)
+    return client if client is not None and server_pid is not None and client.server_pid() == server_pid else None

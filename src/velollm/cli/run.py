@@ -1,4 +1,4 @@
-"""`velollm run`: the engine with the settings that a flight applied."""
+"""`velollm run`: an engine or a server with the settings that flights applied."""
 
 from __future__ import annotations
 
@@ -7,32 +7,46 @@ from typing import Annotated
 
 import typer
 
-from velollm.cli.shared import (
-    BackendOption,
-    JsonOption,
-    ModelArgument,
-    SetOption,
-    console,
-    meter,
-    parse_pins,
-    print_json,
-)
+from velollm.cli.shared import BackendOption, JsonOption, SetOption, console, meter, parse_pins, print_json
 from velollm.errors import VeloError
 
 
 def command(
-    model: ModelArgument = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] | -- COMMAND…", help="A model for the engine; or, after --, a server's command."
+        ),
+    ] = None,
     backend: BackendOption = "auto",
-    port: Annotated[int, typer.Option("--port", help="Port on loopback; 0 lets the system choose a free one.")] = 0,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on loopback; 0 lets the system choose a free one.")
+    ] = 0,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Run the engine on loopback with the settings that `velollm optimize` applied, until Ctrl-C.
+    """Run an engine or a server with the settings that `velollm optimize` applied, until Ctrl-C.
 
-    It speaks the OpenAI interface under /v1.
+    With a model: the engine on loopback, which speaks the OpenAI interface under /v1. With a command after --: that
+    server, with the applied environment; a flight restarts it when a change needs that, and undo does too.
 
-    Example: velollm run model.gguf --port 8080
+    Example: velollm run -- ollama serve
     """
+    if words and len(words) > 1:
+        raise typer.Exit(_run_server(words))
+    _run_engine(words[0] if words else None, backend, port, set_, json_=json_)
+
+
+def _run_server(argv: list[str]) -> int:
+    from velollm.autopilot import run_server
+
+    try:
+        return run_server(argv)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _run_engine(model: str | None, backend: str, port: int, set_: list[str] | None, *, json_: bool) -> None:
     from contextlib import ExitStack
 
     from velollm.autopilot import Order, serve
@@ -52,4 +66,4 @@ def command(
             status = service.server.wait()
         except KeyboardInterrupt:
             return
-    raise VeloError(f"the engine ended by itself (exit status {status})", "its last lines are in engine.log")
+    raise VeloError(f"the engine ended by itself (exit status {status})", f"its log is {service.log}")

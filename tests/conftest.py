@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.fake_ollama import FakeOllama, fake_ollama
 
 # A fresh clone has no cache of unicode tables, and the first draw of a text is slow.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -20,3 +23,10 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     for name in ("OLLAMA_HOST", "OLLAMA_MODELS"):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeOllama]:
+    """A fake Ollama that answers from recordings; skips where they are absent."""
+    with fake_ollama() as server:
+        yield server

@@ -252,6 +252,15 @@ def test_pins_win() -> None:
     assert {c.basis for c in made.choices if c.name in ("threads", "keep_alive_s")} == {"user"}
 
 
+def test_pins_win_where_the_rule_knows_too_little() -> None:
+    pins: dict[str, KnobValue] = {"context_tokens": 1000, "ubatch": 64}
+    made = make_plan(Facts(), PaperBackend(), load_profile("chat"), pins)
+    assert "fit-context" in made.skipped
+    assert (made.knobs["context_tokens"], made.knobs["ubatch"]) == (1000, 64)
+    assert (made.knobs["slots"], made.knobs["batch"]) == (1, 512)
+    assert {c.name for c in made.choices if c.basis == "user"} >= set(pins)
+
+
 def test_a_pin_that_the_backend_lacks_names_its_knobs() -> None:
     with pytest.raises(UsageError, match="no knob 'keep_alive_s'") as caught:
         plan(backend=PaperBackend("keep_alive_s"), pins={"keep_alive_s": 5})

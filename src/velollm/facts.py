@@ -195,8 +195,70 @@ class LogFacts(Frozen):
     default_num_ctx: int | None = None
 
 
+class LoadedModelFacts(Frozen):
+    """A model in a server's memory. ``gpu_bytes`` is what the server counts as GPU memory.
+
+    A machine without a GPU can count some too (a buffer for AMX), so it proves no GPU. ``keep_alive_left_s`` -1
+    is for ever. ``argv`` is the command line of the engine's process that holds it.
+    """
+
+    name: str
+    size_bytes: int | None = None
+    gpu_bytes: int | None = None
+    context_tokens: int | None = None
+    slots: int | None = None
+    keep_alive_left_s: int | None = None
+    argv: tuple[str, ...] | None = None
+
+
+class UnreadFacts(Frozen):
+    """Something of a server that could not be read, why, and what would help."""
+
+    what: str
+    why: str
+    help: str
+
+
+class FailedLoad(Frozen):
+    """A model that a server could not load, and the engine's own words for why."""
+
+    model: str
+    reason: str | None = None
+
+
+class ServerActivity(Frozen):
+    """What a server's log tells of its work since it started (or as far back as the log was read).
+
+    ``overlapping_requests``: answers that surely began before an earlier one had ended, ``overlap_s`` for how long
+    together. ``failures``: models whose last load failed. ``reload_gaps_s``: idle seconds before each load of a
+    model that had been unloaded though nothing else had changed. ``compute``: libraries of the ``inference compute``
+    lines (``cpu`` alone: no GPU was found). ``clients``: other machines that were answered.
+    """
+
+    requests: int = 0
+    overlapping_requests: int = 0
+    overlap_s: float = 0.0
+    models: int = 0
+    loads: int = 0
+    failed_loads: int = 0
+    failures: tuple[FailedLoad, ...] = ()
+    truncated: int = 0
+    longest_truncated_tokens: int | None = None
+    smallest_kept_tokens: int | None = None
+    reload_gaps_s: tuple[float, ...] = ()
+    compute: tuple[str, ...] | None = None
+    clients: tuple[str, ...] = ()
+
+
 class ServerFacts(Frozen):
-    """A running inference server and what it really runs with."""
+    """A running inference server and what it really runs with; or one that is installed and does not answer.
+
+    ``generation``: what runs the models, ``runner`` or ``llama-server``. ``environment`` and ``argv`` are of the
+    server's process; ``logged_environment`` is what its log says it took, defaults included. ``configured`` are
+    variables by the place that sets them (a service's unit, an environment file), effective or not. ``managed``:
+    ``systemd``, ``launchd``, ``container``, ``app``, ``velollm run`` or ``by hand``. ``elsewhere``: addresses where
+    other servers of its kind listen. ``log``: where its log is.
+    """
 
     engine: str | None = None
     runner: str | None = None
@@ -211,6 +273,31 @@ class ServerFacts(Frozen):
     total_layers: int | None = None
     threads: int | None = None
     kv_cache_bytes: int | None = None
+    url: str | None = None
+    reachable: bool | None = None
+    remote: bool | None = None
+    generation: str | None = None
+    binary: str | None = None
+    pid: int | None = None
+    user: str | None = None
+    argv: tuple[str, ...] | None = None
+    environment: Mapping[str, str] | None = None
+    logged_environment: Mapping[str, str] | None = None
+    configured: Mapping[str, Mapping[str, str]] | None = None
+    keep_alive_s: int | None = None
+    managed: str | None = None
+    unit: str | None = None
+    unit_state: str | None = None
+    user_unit: bool | None = None
+    needs_reload: bool | None = None
+    listens: tuple[str, ...] | None = None
+    elsewhere: tuple[str, ...] | None = None
+    log: str | None = None
+    models_dir: str | None = None
+    installed: tuple[str, ...] | None = None
+    loaded: tuple[LoadedModelFacts, ...] | None = None
+    activity: ServerActivity | None = None
+    unreadable: tuple[UnreadFacts, ...] = ()
 
 
 class MlaFacts(Frozen):

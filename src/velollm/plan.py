@@ -167,7 +167,7 @@ def make_plan(
         advice = rule.decide(facts, {name: choice.value for name, choice in chosen.items()}, wish)
         if isinstance(advice, Skip):
             skipped[rule.id] = advice
-            choices = [_kept(name, advice.reason, defaults, current) for name in rule.sets]
+            choices = [_unadvised(name, advice.reason, defaults, current, pins) for name in rule.sets]
         else:
             others.extend(advice.candidates)
             choices = [_advised(name, advice, defaults, current, pins) for name in rule.sets]
@@ -194,6 +194,13 @@ def _check_pins(pins: Knobs, backend: Backend) -> None:
         if name not in backend.knobs:
             known = ", ".join(knob for knob in KNOBS if knob in backend.knobs)
             raise UsageError(f"the backend '{backend.name}' has no knob '{name}'", f"its knobs: {known}")
+
+
+def _unadvised(name: str, reason: str, defaults: Knobs, current: Knobs, pins: Knobs) -> Choice:
+    """A knob whose rule lacked something: the user's word needs no rule."""
+    if pins.get(name) is not None:
+        return Choice(name, pins[name], "you asked for it with --set", "user")
+    return _kept(name, reason, defaults, current)
 
 
 def _kept(name: str, reason: str, defaults: Knobs, current: Knobs) -> Choice:

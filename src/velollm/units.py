@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 KIB = 1024
@@ -60,12 +61,12 @@ def parse_duration_s(text: str) -> float | None:
     sign = -1.0 if text.startswith("-") else 1.0
     body = text.lstrip("+-")
     try:
-        return sign * float(body)
+        seconds = float(body)
     except ValueError:
-        pass
-    if not body or _DURATION.sub("", body).strip():
-        return None
-    return sign * sum(float(n) * _SECONDS[unit] for n, unit in _DURATION.findall(body))
+        if not body or _DURATION.sub("", body).strip():
+            return None
+        seconds = sum(float(n) * _SECONDS[unit] for n, unit in _DURATION.findall(body))
+    return sign * seconds if math.isfinite(seconds) else None
 
 
 def render_duration(seconds: float | None) -> str:

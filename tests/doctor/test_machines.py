@@ -11,6 +11,7 @@ from velollm.probe.machine import probe_capture
 WRONG = {
     "13-gtx-1660-ti-nameless-old-driver": {"gpu-driver"},
     "17-thinkpad-on-battery": {"battery", "thermal-throttling"},
+    "25-ollama-llama-server-rtx-2060": {"gpu-offload"},
     "27-container-one-cpu-512-mb": {"container-limits"},
 }
 _FOLDER = find_shared("machines")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,13 +155,15 @@ class Child:
         return pick_reason(self.tail)
 
 
-_TELLING = ("error", "failed", "fatal", "abort", "unable", "cannot", "invalid", "out of memory", "no such")
+_TELLING = ("error", "failed", "fatal", "abort", "unable", "cannot", "couldn't", "invalid", "out of memory", "no such")
+# llama.cpp begins a line with minutes, seconds, milliseconds and microseconds, and a letter for the level.
+_STAMP = re.compile(r"^\d+(?:\.\d+){3} [A-Z] ")
 
 
 def pick_reason(lines: Sequence[str] | deque[str]) -> str:
     """The first of the last lines that names a cause, without time stamps; empty where none does."""
     for line in lines:
-        text = line.strip()
+        text = _STAMP.sub("", line.strip())
         if any(word in text.lower() for word in _TELLING):
             return text[-300:]
     return ""

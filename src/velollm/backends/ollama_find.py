@@ -139,7 +139,11 @@ def choose_process(processes: Iterable[ServerProcess], url: str) -> ServerProces
     candidates = list(processes)
     port = urlsplit(url).port
     by_port = [p for p in candidates if p.port == port]
-    by_host = [p for p in candidates if p.environ is not None and parse_host(p.environ.get("OLLAMA_HOST")) == url]
+    by_host = [
+        p
+        for p in candidates
+        if p.port is None and p.environ is not None and parse_host(p.environ.get("OLLAMA_HOST")) == url
+    ]
     unknown = [p for p in candidates if p.port is None and p.environ is None]
     for group in (by_port, by_host, unknown):
         if len(group) == 1:

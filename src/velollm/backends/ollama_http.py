@@ -31,9 +31,14 @@ class OllamaApi:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        # The server's address is explicit: a proxy from the environment must not see these requests.
+        # The server's address is explicit: a proxy from the environment must not see these requests. Reading the
+        # system's certificates takes longer than most calls, and plain HTTP has no use for them.
         self.client = httpx.Client(
-            base_url=self.url, trust_env=False, timeout=_CONNECT_S, limits=httpx.Limits(max_connections=None)
+            base_url=self.url,
+            trust_env=False,
+            verify=self.url.startswith("https:"),
+            timeout=_CONNECT_S,
+            limits=httpx.Limits(max_connections=None),
         )
 
     def close(self) -> None:
@@ -241,7 +246,7 @@ class AnswerStream:
         """One line, received ``now_s`` seconds after the request was sent."""
         data = _parse_object(line)
         if "error" in data:
-            self._error, self.done = str(data["error"])[:300], True
+            self._error, self.done = str(data["error"])[:300] or "no reason given", True
             return
         answer, thought = _texts_of(data)
         if answer or thought:

@@ -64,8 +64,8 @@ def parse_listening(line: str) -> str | None:
 def parse_loads(text: str) -> list[Load]:
     """Every start of a child in a log, oldest first."""
     starts = list(_START.finditer(text))
-    ends = [match.start() for match in starts[1:]] + [len(text)]
-    return [_parse_load(match.group(1), text[match.end() : end]) for match, end in zip(starts, ends, strict=True)]
+    ends = [*(match.start() for match in starts[1:]), len(text)]
+    return [_parse_load(match.group(1), text[match.end() : end]) for match, end in zip(starts, ends, strict=False)]
 
 
 def _parse_load(command: str, text: str) -> Load:

@@ -40,8 +40,11 @@ def supported_knobs(version: tuple[int, int, int] | None) -> frozenset[str]:
 def render_settings(knobs: Knobs, defaults: Knobs, version: tuple[int, int, int] | None) -> tuple[Setting, ...]:
     """Settings for every knob that is not at Ollama's default."""
     supported = supported_knobs(version)
-    changed = {k: v for k, v in knobs.items() if k in supported and v is not None and v != defaults.get(k)}
+    knobs = {k: v for k, v in knobs.items() if k in supported}
+    changed = {k: v for k, v in knobs.items() if v is not None and v != defaults.get(k)}
     settings = [*_environment(changed, knobs), *_parameters(changed, knobs)]
+    if version is not None and version < LLAMA_SERVER_ERA:
+        settings = [setting for setting in settings if not setting.key.startswith("LLAMA_ARG_")]
     return tuple(sorted(settings, key=lambda setting: (setting.target, setting.key)))
 
 
@@ -117,6 +120,11 @@ def parse_settings(environ: Mapping[str, str], parameters: Mapping[str, object])
             knobs[knob] = number
     if "batch" in knobs:
         knobs["ubatch"] = knobs["batch"]
+    if isinstance(number := parameters.get("num_batch"), int) and number <= 0:
+        # Only then does Ollama leave the two variables to the engine.
+        for knob, name in (("batch", "LLAMA_ARG_BATCH"), ("ubatch", "LLAMA_ARG_UBATCH")):
+            if environ.get(name, "").isdecimal():
+                knobs[knob] = int(environ[name])
     return knobs
 
 

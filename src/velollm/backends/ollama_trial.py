@@ -16,7 +16,7 @@ from velollm.backends.guard import guarded
 from velollm.backends.ollama_http import OllamaApi, OllamaRefusalError, OllamaServer
 from velollm.backends.ollama_log import Load, parse_failure, parse_listening, parse_loads
 from velollm.errors import VeloError
-from velollm.knobs import Knobs
+from velollm.knobs import Knobs, KnobValue
 
 _START_S = 60.0
 # Of the user's environment a trial keeps what finds programs, libraries and devices, and nothing that tunes.
@@ -140,13 +140,13 @@ def _read_from(log: Path, start: int) -> str:
 def check_load(load: Load, knobs: Knobs, *, expected_gpus: bool = False) -> None:
     """Written is not running: compare what the child said with what was asked for. Raises `VeloError` at a difference.
 
-    A context above the model's own is cut by Ollama, so a smaller one is no error; a knob of which the log says
-    nothing is not judged.
+    A context above the model's own is cut by Ollama, and a batch above the context by llama.cpp
+    (src/llama-context.cpp), so a smaller one is no error; a knob of which the log says nothing is not judged.
     """
     wrong: list[str] = []
     for name in ("threads", "slots", "batch", "ubatch", "kv_type_k", "kv_type_v"):
         asked, runs = knobs.get(name), load.values.get(name)
-        if asked is not None and runs is not None and asked != runs:
+        if asked is not None and runs is not None and runs != _cut(name, asked, load):
             wrong.append(f"{name} is {runs}, not {asked}")
     asked = knobs.get("speculation")
     if asked not in (None, "none") and load.values.get("slots") is not None and asked not in load.speculation:
@@ -160,6 +160,14 @@ def check_load(load: Load, knobs: Knobs, *, expected_gpus: bool = False) -> None
         raise VeloError(
             f"a setting did not reach the engine: {'; '.join(wrong)}", "report it, with your version of Ollama"
         )
+
+
+def _cut(name: str, asked: KnobValue, load: Load) -> KnobValue:
+    """What becomes of a value that was asked for: a batch is never larger than the context."""
+    total = load.flag("-c") or ""
+    if name not in ("batch", "ubatch") or not isinstance(asked, int) or not total.isdecimal():
+        return asked
+    return min(asked, int(total))
 
 
 def engine_pids(root: int) -> tuple[int, ...]:

@@ -194,11 +194,11 @@ class Contender:
         if live.processes.all_ended():
             raise VeloError(
                 f"the server of '{self.name}' ended in the middle of the measurement" + (f": {error}" if error else ""),
-                "look into its log; where memory ran out, try --profile low-memory",
+                "it may have run out of memory: try --profile low-memory",
             )
         self._failures = self._failures + 1 if error else 0
         if self._failures >= _MOST_FAILURES:
             raise VeloError(
                 f"'{self.name}' failed {self._failures} times in a row, the last time with: {error}",
-                "look into its log, or give more time, for example --budget 10m",
+                "give more time, for example --budget 10m, or try a smaller model",
             )

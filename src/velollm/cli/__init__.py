@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -31,8 +33,25 @@ def make_app() -> typer.Typer:
         if (command := getattr(module, "command", None)) is not None:
             name = module.__name__.rpartition(".")[2].rstrip("_")
             settings: dict[str, Any] = getattr(module, "SETTINGS", {})
-            app.command(name=name, **settings)(command)
+            app.command(name=name, **settings)(_loud(command))
     return app
+
+
+def _loud(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, with Ctrl-C as an error: Typer would end it without a word."""
+
+    @functools.wraps(command)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt as interrupt:
+            raise _interrupted() from interrupt
+
+    return call
+
+
+def _interrupted() -> VeloError:
+    return VeloError("interrupted", "nothing was left running; `velollm undo` takes back what was applied")
 
 
 def _show_version(wanted: bool) -> None:
@@ -70,9 +89,7 @@ def run_app(argv: list[str] | None = None) -> int:
     except VeloError as error:
         return _complain(error)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain(
-            VeloError("interrupted", "nothing was left running; `velollm undo` takes back what was applied")
-        )
+        return _complain(_interrupted())
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILED

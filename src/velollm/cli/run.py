@@ -55,14 +55,14 @@ def _run_engine(model: str | None, backend: str, port: int, set_: list[str] | No
     with ExitStack() as stack:
         with meter() as cockpit:
             service = stack.enter_context(serve(Order(model, backend, pins=parse_pins(set_)), cockpit, port=port))
-        if json_:
-            print_json({"model": service.model.name, "url": service.server.url, "knobs": dict(service.knobs)})
-            sys.stdout.flush()
-        else:
-            out = console()
-            out.print(f"Serving {service.model.name} on {service.server.url}/v1 until Ctrl-C.", soft_wrap=True)
-            out.print(render_knobs(service.knobs), soft_wrap=True)
         try:
+            if json_:
+                print_json({"model": service.model.name, "url": service.server.url, "knobs": dict(service.knobs)})
+                sys.stdout.flush()
+            else:
+                out = console()
+                out.print(f"Serving {service.model.name} on {service.server.url}/v1 until Ctrl-C.", soft_wrap=True)
+                out.print(render_knobs(service.knobs), soft_wrap=True)
             status = service.server.wait()
         except KeyboardInterrupt:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -51,7 +52,9 @@ def console(*, stderr: bool = False) -> Console:
     """A rich console that respects pipes, NO_COLOR and the width of the terminal."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, emoji=False)
+    # Rich itself would still write bold and dim under NO_COLOR.
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, emoji=False, color_system=None if plain else "auto")
 
 
 def parse_pins(texts: list[str] | None) -> dict[str, KnobValue]:

@@ -10,12 +10,17 @@ from velollm.probe.capture import read_capture
 from velollm.probe.gpus import GpuProbe, probe_gpus
 from velollm.probe.host import HostProbe, probe_host
 from velollm.probe.live import read_devices, read_environment, read_libraries, sample_load
+from velollm.probe.ollama import probe_ollama
 from velollm.probe.server import parse_server_log, server_facts
 from velollm.probe.source import LiveSource, Source
 
 
 def probe_machine(source: Source | None = None, *, sample_s: float = 0.5) -> Facts:
-    """Facts of this machine; ``sample_s`` is how long its load is sampled, in seconds (0: not at all)."""
+    """Facts of this machine; ``sample_s`` is how long its load is sampled, in seconds (0: not at all).
+
+    The user's server is looked at only where no other ``source`` is given: its processes are this machine's.
+    """
+    server = probe_ollama() if source is None else None
     source = source or LiveSource()
     values, sources = _combine(probe_host(source), probe_gpus(source))
     if source.live:
@@ -30,6 +35,9 @@ def probe_machine(source: Source | None = None, *, sample_s: float = 0.5) -> Fac
         place = "/proc/stat" if source.read("/proc/stat") is not None else "psutil"
         sources.update({"load.busy_cores_now": place, "load.busy_per_cpu": place})
         sources.update({"load.load_1m": "/proc/loadavg", "load.load_15m": "/proc/loadavg"})
+    if server is not None:
+        values["server"] = server.facts
+        sources.update(server.sources)
     return Facts(**values, sources=sources)
 
 

@@ -28,7 +28,7 @@ def parse_server_log(text: str) -> LogFacts:
 
     ``gpus`` is () only where the server looked and named none. Sizes stay as printed: they are rounded.
     """
-    lines = _last_start(list(log_lines(text)))
+    lines = last_start(list(log_lines(text)))
     joined = "\n".join(lines)
     listening = list(_LISTENING.finditer(joined))
     compute = [parse_fields(line) for line in lines if 'msg="inference compute"' in line]
@@ -49,7 +49,7 @@ def parse_server_log(text: str) -> LogFacts:
     )
 
 
-def _last_start(lines: list[str]) -> list[str]:
+def last_start(lines: list[str]) -> list[str]:
     """Lines from the last start on; all of them where no start is shown."""
     begin, listened = 0, True
     for place, line in enumerate(lines):
@@ -166,7 +166,7 @@ def server_facts(texts: dict[str, str]) -> ServerFacts | None:
 
 
 def _one_server(text: str) -> dict[str, object]:
-    lines = _last_start(list(log_lines(text)))
+    lines = last_start(list(log_lines(text)))
     values = parse_runner(lines)
     if any(is_ollama_line(line) for line in lines):
         values["engine"] = "ollama"

@@ -60,7 +60,7 @@ def parse_runner(lines: Sequence[str]) -> dict[str, object]:
     if any(_GONE.search(line) for line in child):  # What was asked for is not what runs.
         return {}
     values: dict[str, object] = {"runner": runner}
-    values |= _of_flags(flags)
+    values |= parse_flags(flags)
     values |= _of_request(child)
     values |= _of_lines(child)
     flash = _flash(child, values.get("flash_attention"))
@@ -102,7 +102,8 @@ def _count(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"\d{1,9}", text) else None
 
 
-def _of_flags(words: list[str]) -> dict[str, object]:
+def parse_flags(words: Sequence[str]) -> dict[str, object]:
+    """Values of `ServerFacts` that the command line of an engine's process gives; None where it gives none."""
     given = {name: _flag(words, names) for name, names in _FLAGS.items()}
     context, slots = _count(given["context"]), _count(given["slots"])
     kv = None

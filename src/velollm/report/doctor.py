@@ -10,7 +10,7 @@ from rich.text import Text
 
 from velollm.doctor.base import Check, Finding
 from velollm.doctor.diagnose import worst_three
-from velollm.facts import Facts, GpuFacts
+from velollm.facts import Facts, GpuFacts, LoadedModelFacts, ServerFacts
 from velollm.units import render_bytes
 
 _STYLE = {"critical": "bold red", "warning": "yellow", "note": "dim"}
@@ -51,6 +51,8 @@ def _machine(facts: Facts) -> RenderableType:
     table.add_row("memory", _memory(facts))
     table.add_row("GPU", _gpus(facts))
     table.add_row("load", _load(facts))
+    if facts.server is not None:
+        table.add_row("server", Text(_server(facts.server)))
     return table
 
 
@@ -117,6 +119,32 @@ def _load(facts: Facts) -> str:
     now = "unknown" if load.busy_cores_now is None else f"{load.busy_cores_now:.1f} cores busy with other work"
     past = "unknown" if load.load_15m is None else f"{load.load_15m:.1f}"
     return f"{now}; 15-minute load {past}"
+
+
+def _server(server: ServerFacts) -> str:
+    words = [f"{server.engine or 'unknown'} {server.version or ''}".rstrip()]
+    if server.reachable is False:
+        return f"{words[0]}, nothing answers at {server.url}"
+    if server.url is not None:
+        words.append(f"at {server.url}")
+    if server.managed is not None:
+        words.append(f"run by {server.unit or server.managed}" if server.managed != "by hand" else "started by hand")
+    if server.user is not None:
+        words.append(f"as {server.user}")
+    text = ", ".join(words)
+    if server.loaded is not None:
+        text += f"; in memory: {', '.join(_loaded(model) for model in server.loaded) or 'nothing'}"
+    for unread in server.unreadable:
+        text += f"\n{unread.what} unknown: {unread.why} (would help: {unread.help})"
+    return text
+
+
+def _loaded(model: LoadedModelFacts) -> str:
+    text = model.name
+    if model.context_tokens is not None:
+        slots = f" x {model.slots} slots" if model.slots and model.slots > 1 else ""
+        text += f" ({render_bytes(model.size_bytes)}, context {model.context_tokens:,}{slots})"
+    return text
 
 
 def render_checks(checks: Sequence[Check]) -> RenderableType:

@@ -34,8 +34,8 @@ def render_comparison(result: BenchResult) -> RenderableType:
     table.add_column("")
     shown = [arm for arm in (result.default, result.tuned) if arm in result.arms]
     for arm in shown:
-        table.add_column("plan" if arm == result.tuned else arm, justify="right")
-    table.add_column("ratio", justify="right")
+        table.add_column("plan" if arm == result.tuned else arm, justify="right", overflow="fold")
+    table.add_column("ratio", justify="right", overflow="fold")
     table.add_column("verdict")
     summaries = {arm: result.summary(arm) for arm in shown}
     for metric, title, unit in _ROWS:
@@ -51,7 +51,7 @@ def render_comparison(result: BenchResult) -> RenderableType:
 def _interval(interval: Interval, unit: str) -> str:
     if interval.estimate is None:
         return "unknown"
-    digits = 2 if unit == "s" else 1
+    digits = 2 if unit == "s" else 0 if interval.estimate >= 1000 else 1
     text = f"{interval.estimate:.{digits}f}"
     if interval.low is None or interval.high is None:
         return text

@@ -51,7 +51,10 @@ def merge_parameters(parameters: Parameters, changes: Mapping[str, str]) -> Para
 
 
 class OllamaCopyTarget(Target):
-    """A second name for a model, with the same digest. Its state is that digest, or absent."""
+    """A second name for a model, with the same digest. Its state is that digest, or absent.
+
+    It is the only whole copy of the original while the first name holds something else, so it is not removed then.
+    """
 
     kind = "ollama-copy"
 
@@ -81,7 +84,7 @@ class OllamaCopyTarget(Target):
         api = OllamaApi(self._url)
         try:
             if state.content is None:
-                _delete(api, self._name)
+                self._remove(api)
                 return
             wanted = json.loads(state.content)["digest"]
             if read_digest(api, self._source) != wanted:
@@ -89,6 +92,15 @@ class OllamaCopyTarget(Target):
             api.post("/api/copy", {"source": self._source, "destination": self._name})
         finally:
             api.close()
+
+
+    def _remove(self, api: OllamaApi) -> None:
+        if read_digest(api, self._name) not in (None, read_digest(api, self._source)):
+            raise VeloError(
+                f"{self._name}, the original, is kept, because {self._source} is another model now",
+                f"once you do not need it: ollama rm {self._name}",
+            )
+        _delete(api, self._name)
 
 
 class OllamaModelTarget(Target):

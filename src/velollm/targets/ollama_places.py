@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 
 from velollm.backends.ollama import OllamaBackend
+from velollm.backends.ollama_find import blob_of
 from velollm.backends.ollama_render import PARAMETER_OF_KNOB, parse_settings
+from velollm.errors import VeloError
 from velollm.knobs import Knobs, KnobValue
-from velollm.targets.base import State, canonical_json
+from velollm.targets.base import JSON, State, canonical_json
 from velollm.targets.envfile import parse_env, render_env
 from velollm.targets.file import FileTarget
 from velollm.targets.ollama_model import (
@@ -72,8 +74,16 @@ class OllamaPlaces(Places):
         running = tuning_of(process.environ) if process is not None and process.environ is not None else {}
         ours = parse_env(self.environment.read().text)
         own = {key: value for key, value in running.items() if ours.get(key) != value}
-        original = self._copy if self.up and read_digest(self.backend.api, self._copy) else self.model
+        original = self._copy if self.up and self._has_copy() else self.model
         return parse_settings(own, _numbers(self._parameters(original)))
+
+    def _has_copy(self) -> bool:
+        """Is there a copy of the original, of the same weights? A name that was pulled anew has others."""
+        api = self.backend.api
+        if read_digest(api, self._copy) is None:
+            return False
+        ours, theirs = (blob_of(str(api.show(name).get("modelfile", ""))) for name in (self._copy, self.model))
+        return ours == theirs
 
     def knobs_of(self, settings: Mapping[Key, str], defaults: Knobs) -> Knobs | None:
         environ = {key: value for (kind, key), value in settings.items() if kind == "environment"}
@@ -93,7 +103,7 @@ class OllamaPlaces(Places):
     def writes(self, settings: Iterable[tuple[str, str, str | None]]) -> list[Write]:
         settings = list(settings)
         environ = {key: value for kind, key, value in settings if kind == "environment"}
-        parameters = {key: value for kind, key, value in settings if kind == "model" and value is not None}
+        parameters = {key: value for kind, key, value in settings if kind == "model"}
         found: list[Write] = []
         if parameters and self.up:
             found += self._model_writes(parameters)
@@ -102,21 +112,39 @@ class OllamaPlaces(Places):
             found.append((self.environment, before, State.of_text(render_env(before.text, environ))))
         return found
 
-    def _model_writes(self, changes: Mapping[str, str]) -> list[Write]:
+    def _model_writes(self, changes: Mapping[str, str | None]) -> list[Write]:
+        """The copy of the original where there is none yet, and the name with the original's parameters and ours.
+
+        What an earlier flight set stays; a value None takes it away, and the original's own holds again.
+        """
         api, url = self.backend.api, self.backend.url
         name = with_suffix(self.model, BESIDE_SUFFIX) if self.beside else self.model
         base = self.model if self.beside else self._copy
-        writes: list[Write] = []
         kept = read_digest(api, base)
+        if kept and not self.beside and not self._has_copy():
+            raise VeloError(
+                f"{base} is not the original of {self.model} any more",
+                f"remove it, if you do not need it: ollama rm {base}",
+            )
         digest = kept or read_digest(api, self.model)
-        if kept is None:
-            copy = OllamaCopyTarget(url, base, self.model)
-            writes.append((copy, State(None), State(canonical_json({"digest": digest}))))
         original = parse_parameters(str(api.show(base if kept else self.model).get("parameters", "")))
+        ours = {} if self.beside else self._parameters(self.model)
+        wanted = {key: value for key, value in {**ours, **changes}.items() if value is not None}
+        merged = merge_parameters(original, wanted)
+        writes: list[Write] = []
+        if kept is None:
+            if merged == original:
+                return []
+            writes.append((OllamaCopyTarget(url, base, self.model), State(None), _state({"digest": digest})))
         model = OllamaModelTarget(url, name, base)
-        after = canonical_json({"base": digest, "parameters": merge_parameters(original, changes)})
-        writes.append((model, model.read(), State(after)))
+        same = merged == original and not self.beside
+        after = _state({"original": digest} if same else {"base": digest, "parameters": merged})
+        writes.append((model, model.read(), after))
         return writes
+
+
+def _state(content: JSON) -> State:
+    return State(canonical_json(content))
 
 
 def _numbers(texts: Mapping[str, str]) -> dict[str, object]:

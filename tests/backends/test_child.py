@@ -97,3 +97,11 @@ def test_log_that_cannot_be_written(tmp_path: Path) -> None:
 def test_pick_reason_takes_the_first_telling_line() -> None:
     assert pick_reason(["loading", "gguf: failed to open", "exiting due to error"]) == "gguf: failed to open"
     assert pick_reason(["all is well"]) == ""
+
+
+def test_pick_reason_prefers_what_the_engine_says() -> None:
+    wrapper = "velollm-error RuntimeError: Failed to start"
+    bind = "0.00.012.626 E srv         start: couldn't bind HTTP server socket"
+    told = "srv         start: couldn't bind HTTP server socket"
+    assert pick_reason([wrapper, bind]) == pick_reason([bind, wrapper]) == told
+    assert pick_reason(["all is well", wrapper]) == wrapper

@@ -16,6 +16,8 @@ from typing import IO
 
 from velollm.errors import VeloError
 
+WRAPPER_ERROR = "velollm-error "
+"""Begins the line with which our own process around an engine reports an exception."""
 _STOP_S = 5.0
 _TAIL_LINES = 40
 
@@ -161,9 +163,12 @@ _STAMP = re.compile(r"^\d+(?:\.\d+){3} [A-Z] ")
 
 
 def pick_reason(lines: Sequence[str] | deque[str]) -> str:
-    """The first of the last lines that names a cause, without time stamps; empty where none does."""
-    for line in lines:
-        text = _STAMP.sub("", line.strip())
-        if any(word in text.lower() for word in _TELLING):
-            return text[-300:]
-    return ""
+    """The first of the last lines that names a cause, without time stamps; empty where none does.
+
+    What our own process around an engine says counts only where the engine itself says nothing: the two come
+    through different pipes, so their order tells nothing.
+    """
+    texts = [_STAMP.sub("", line.strip()) for line in lines]
+    telling = [text for text in texts if any(word in text.lower() for word in _TELLING)]
+    own = [text for text in telling if not text.startswith(WRAPPER_ERROR)]
+    return next(iter(own or telling), "")[-300:]

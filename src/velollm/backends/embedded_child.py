@@ -13,6 +13,8 @@ import os
 import sys
 from typing import Any
 
+from velollm.backends.child import WRAPPER_ERROR
+
 READY = "velollm-ready "
 
 
@@ -61,7 +63,7 @@ def main() -> None:
         params = make_params(xllamacpp, wanted["model"], wanted["knobs"], wanted["port"])
         server = xllamacpp.Server(params)
     except Exception as error:
-        print(f"velollm-error {type(error).__name__}: {error}", flush=True)  # noqa: T201
+        print(f"{WRAPPER_ERROR}{type(error).__name__}: {error}", flush=True)  # noqa: T201
         os._exit(1)
     print(f"{READY}{server.listening_address}", flush=True)  # noqa: T201
     sys.stdin.read()

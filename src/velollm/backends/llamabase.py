@@ -12,6 +12,8 @@ from velollm.backends.llamahttp import LlamaHttp
 from velollm.errors import VeloError
 
 LOAD_TIMEOUT_S = 300.0
+# A broken connection is seen a little before the end of the process that broke it.
+_DYING_S = 1.0
 
 
 @contextlib.contextmanager
@@ -24,7 +26,7 @@ def serving(child: Child, model: ModelRef, progress: Progress | None = None) -> 
         url = child.wait_ready(LOAD_TIMEOUT_S)
         if url is None:
             raise load_failure(child, model)
-        server = LlamaHttp(url, pids=(child.pid,), alive=lambda: child.alive, wait=child.wait_end)
+        server = LlamaHttp(url, pids=(child.pid,), alive=lambda: child.wait_end(_DYING_S) is None, wait=child.wait_end)
         yield server
     finally:
         if server is not None:

@@ -59,7 +59,7 @@ class LlamaHttp(RunningServer):
             reply = self._client.post("/tokenize", json={"content": text})
             reply.raise_for_status()
             return len(reply.json()["tokens"])
-        except (httpx.HTTPError, KeyError, ValueError) as error:
+        except (httpx.HTTPError, KeyError, TypeError, ValueError) as error:
             raise self._gone(error) from error
 
     def complete(

@@ -40,7 +40,7 @@ class Runner:
         self._lock = threading.Lock()
         self._listening = threading.Event()
         self._up = False
-        self._restarting = False
+        self._restarting = self._ending = False
         self._process: subprocess.Popen[str] | None = None
 
     def run(self) -> int:
@@ -49,13 +49,20 @@ class Runner:
         with Listener(authkey=key) as listener:
             self._start()
             self._publish(listener, key)
-            threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
+            service = threading.Thread(target=self._serve, args=(listener,), daemon=True)
+            service.start()
             try:
                 return self._wait()
             finally:
                 with contextlib.suppress(OSError):
                     self._state_file.unlink()
-                self._stop()
+                with self._lock:
+                    self._ending = True
+                    self._stop()
+                # Closing a listener does not wake the thread that waits at it; a knock does.
+                with contextlib.suppress(OSError, EOFError), Client(listener.address, authkey=key) as knock:
+                    knock.send_bytes(b"end")
+                service.join(_STOP_S)
 
     def _wait(self) -> int:
         while True:
@@ -119,10 +126,14 @@ class Runner:
     def _restart(self) -> str:
         """Restart the program and wait until it listens; an empty text, or why it does not."""
         with self._lock:
+            if self._ending:
+                return "`velollm run` is ending"
             self._restarting = True
             try:
                 self._stop()
                 self._start()
+            except VeloError as error:
+                return error.message
             finally:
                 self._restarting = False
         if not self._listening.wait(_START_S):
@@ -143,15 +154,19 @@ class Runner:
         while True:
             try:
                 with listener.accept() as connection:
-                    self._answer(connection)
+                    request = connection.recv_bytes()
+                    if request == b"end" and self._ending:
+                        return
+                    self._answer(connection, request)
             except AuthenticationError:
                 continue
             except (OSError, EOFError):
-                if not self._state_file.exists():
+                # A client that leaves at once is no reason to stop.
+                if self._ending:
                     return
 
-    def _answer(self, connection: Connection) -> None:
-        if connection.recv_bytes() == b"restart":
+    def _answer(self, connection: Connection, request: bytes) -> None:
+        if request == b"restart":
             connection.send_bytes(self._restart().encode())
         else:
             process = self._process

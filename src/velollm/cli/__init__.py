@@ -22,7 +22,6 @@ def make_app() -> typer.Typer:
     app = typer.Typer(
         name="velollm",
         help=_HELP,
-        no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -82,9 +81,9 @@ def _on_terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def run_app(argv: list[str] | None = None) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line and return its exit code; an empty one asks for help."""
     try:
-        result = make_app()(args=argv, standalone_mode=False)
+        result = make_app()(args=(sys.argv[1:] if argv is None else argv) or ["--help"], standalone_mode=False)
         sys.stdout.flush()
     except VeloError as error:
         return _complain(error)

@@ -93,7 +93,6 @@ class OllamaCopyTarget(Target):
         finally:
             api.close()
 
-
     def _remove(self, api: OllamaApi) -> None:
         if read_digest(api, self._name) not in (None, read_digest(api, self._source)):
             raise VeloError(

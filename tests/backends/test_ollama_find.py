@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fake_ollama import recorded
+from velollm.backends.ollama_find import (
+    ServerProcess,
+    blob_of,
+    child_url,
+    choose_process,
+    find_binary,
+    is_local,
+    is_serve,
+    models_dir_of,
+    parse_host,
+)
+
+URL = "http://127.0.0.1:11434"
+BLOB = "sha256-d8099aeed91d824af45f80a62507e966f3def5407d49ce5dd333ead49089808e"
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        (None, URL),
+        ("", URL),
+        ("  ", URL),
+        ("127.0.0.1", URL),
+        (":8080", "http://127.0.0.1:8080"),
+        ("0.0.0.0", URL),
+        ("0.0.0.0:5000", "http://127.0.0.1:5000"),
+        ("example.org", "http://example.org:11434"),
+        ("example.org:80", "http://example.org:80"),
+        ("http://example.org", "http://example.org:80"),
+        ("https://example.org", "https://example.org:443"),
+        ("https://example.org:7000/", "https://example.org:7000"),
+        ('"127.0.0.1:9000"', "http://127.0.0.1:9000"),
+        ("'127.0.0.1:9000' ", "http://127.0.0.1:9000"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]", "http://[::1]:11434"),
+        ("[::1]:9000", "http://[::1]:9000"),
+        ("[::]:9000", "http://127.0.0.1:9000"),
+        ("::", URL),
+        ("host:notaport", URL),
+        ("host:99999", URL),
+    ],
+)
+def test_hosts(text: str | None, url: str) -> None:
+    assert parse_host(text) == url
+
+
+@given(st.text(max_size=30))
+def test_no_host_raises(text: str) -> None:
+    assert "://" in parse_host(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [(URL, True), ("http://[::1]:1", True), ("http://localhost:1", True), ("http://10.0.0.2:1", False)],
+)
+def test_local_addresses(url: str, local: bool) -> None:
+    assert is_local(url) is local
+
+
+@pytest.mark.parametrize(
+    ("argv", "serves"),
+    [
+        (["/usr/local/bin/ollama", "serve"], True),
+        (["ollama", "start"], True),
+        (["C:/Programs/Ollama.exe", "serve"], True),
+        (["ollama", "run", "llama3"], False),
+        (["ollama"], False),
+        ([], False),
+        (["velollm", "run", "--", "ollama", "serve"], False),
+        (["python", "guard.py", "ollama", "serve"], False),
+        (["llama-server", "serve"], False),
+    ],
+)
+def test_command_lines(argv: list[str], serves: bool) -> None:
+    assert is_serve(argv) is serves
+
+
+def process(pid: int, port: int | None = None, environ: dict[str, str] | None = None) -> ServerProcess:
+    return ServerProcess(pid, "/usr/bin/ollama", "me", ("ollama", "serve"), environ, port)
+
+
+def test_the_listening_port_decides() -> None:
+    found = [process(1, 11434, {}), process(2, 9000, {"OLLAMA_HOST": "127.0.0.1:9000"})]
+    assert choose_process(found, "http://127.0.0.1:9000") == found[1]
+    assert choose_process(found, URL) == found[0]
+
+
+def test_without_ports_the_environment_decides() -> None:
+    found = [process(1, None, {}), process(2, None, {"OLLAMA_HOST": ":9000"})]
+    assert choose_process(found, "http://127.0.0.1:9000") == found[1]
+    assert choose_process(found, URL) == found[0]
+
+
+def test_a_server_that_may_not_be_read_is_taken_where_it_is_the_only_one() -> None:
+    assert choose_process([process(1)], URL) == process(1)
+    assert choose_process([process(1), process(2)], URL) is None
+    assert choose_process([], URL) is None
+
+
+def test_no_process_for_a_server_elsewhere() -> None:
+    assert choose_process([process(1, 11434)], "http://10.0.0.2:11434") is None
+
+
+def test_a_server_on_another_port_is_not_taken() -> None:
+    assert choose_process([process(1, 9000, {"OLLAMA_HOST": ":9000"})], URL) is None
+
+
+def test_variables_that_tune() -> None:
+    environ = {"OLLAMA_NUM_PARALLEL": "2", "LLAMA_ARG_THREADS": "1", "HOME": "/root"}
+    assert process(1, None, environ).tuning == {"OLLAMA_NUM_PARALLEL": "2", "LLAMA_ARG_THREADS": "1"}
+    assert process(1).tuning is None
+
+
+def test_places_of_a_recorded_model() -> None:
+    modelfile = recorded("show")["body"]["modelfile"]
+    assert models_dir_of(modelfile) == Path("/usr/share/ollama/.ollama/models")
+    assert blob_of(modelfile) == Path("/usr/share/ollama/.ollama/models/blobs") / BLOB
+
+
+def test_a_blob_in_a_directory_with_spaces() -> None:
+    modelfile = f"# FROM old\n\nFROM /my models/blobs/{BLOB}\nTEMPLATE x\n"
+    assert models_dir_of(modelfile) == Path("/my models")
+    assert models_dir_of("FROM llama3:latest\n") is None
+    assert blob_of("") is None
+
+
+def test_the_childs_address() -> None:
+    assert child_url(["llama-server", "--port", "1234"]) == "http://127.0.0.1:1234"
+    assert child_url(["llama-server", "--port"]) is None
+    assert child_url(["llama-server", "--port", "x"]) is None
+
+
+def test_the_running_servers_program_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_binary() is None
+    assert find_binary(ServerProcess(1, sys.executable, None, (), None)) == sys.executable
+    assert find_binary(ServerProcess(1, "/nowhere/ollama", None, (), None)) is None

@@ -35,9 +35,14 @@ class LlamaHttp(RunningServer):
         self._alive = alive
         self._wait = wait
         self._clock = clock
-        # Loopback only: a proxy from the environment must never see these requests.
+        # Loopback only: a proxy from the environment must never see these requests. Reading the system's certificates
+        # takes longer than most calls, and plain HTTP has no use for them.
         self._client = httpx.Client(
-            base_url=url, trust_env=False, timeout=_CONNECT_S, limits=httpx.Limits(max_connections=None)
+            base_url=url,
+            trust_env=False,
+            verify=url.startswith("https:"),
+            timeout=_CONNECT_S,
+            limits=httpx.Limits(max_connections=None),
         )
 
     def close(self) -> None:

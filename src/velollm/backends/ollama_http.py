@@ -70,7 +70,7 @@ class OllamaApi:
             raise OllamaRefusalError(
                 reply.status_code, str(data.get("error") or reply.text.strip()[:200] or "no reason")
             )
-        return data if len(lines) <= 1 else (data or {})
+        return data
 
     def version(self) -> str:
         """Version as the server tells it; a source build says 0.0.0."""

@@ -194,6 +194,12 @@ class _Handler(BaseHTTPRequestHandler):
         models = [{**template, "name": n, "model": n, "expires_at": at.isoformat()} for n, at in loaded.items()]
         self._send(200, {"models": models})
 
+    def _get_v1_models(self, _: dict[str, Any]) -> None:
+        template = recorded("v1-models")["body"]["data"][0]
+        with self.fake.lock:
+            names = list(self.fake.store)
+        self._send(200, {"object": "list", "data": [{**template, "id": name} for name in names]})
+
     def _post_show(self, body: dict[str, Any]) -> None:
         model = self.fake.find(body["model"])
         if model is None:
@@ -264,14 +270,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def fake_ollama() -> Iterator[FakeOllama]:
-    """A fake that listens until the context is left."""
+def fake_ollama(host: str = "127.0.0.1") -> Iterator[FakeOllama]:
+    """A fake that listens until the context is left; 127.0.0.2 passes for another machine's address."""
     recordings()
     fake = FakeOllama()
     handler = type("Handler", (_Handler,), {"fake": fake})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer((host, 0), handler) as server:
         server.daemon_threads = True
-        fake.url = f"http://127.0.0.1:{server.server_address[1]}"
+        fake.url = f"http://{host}:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:

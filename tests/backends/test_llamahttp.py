@@ -82,7 +82,7 @@ def test_error_lines(line: str, error: str) -> None:
 def test_a_stream_that_is_cut_off(kept: int) -> None:
     found = parse_stream(STREAM[:kept])
     assert found.finish == "error"
-    assert found.error == "the stream ended without its last message"
+    assert found.error == "the stream ended without its final message"
 
 
 @given(st.lists(st.one_of(st.text(), st.text().map("data: ".__add__), st.just("data: [1]"), st.just("data: null"))))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from velollm.backends.ollama_find import (
     child_url,
     choose_process,
     find_binary,
+    find_url,
+    is_listening,
     is_local,
     is_serve,
     models_dir_of,
@@ -145,3 +148,32 @@ def test_the_running_servers_program_comes_first(monkeypatch: pytest.MonkeyPatch
     assert find_binary() is None
     assert find_binary(ServerProcess(1, sys.executable, None, (), None)) == sys.executable
     assert find_binary(ServerProcess(1, "/nowhere/ollama", None, (), None)) is None
+
+
+def listening(port: int | None, host: str | None = None) -> ServerProcess:
+    environ = {} if host is None else {"OLLAMA_HOST": host}
+    return ServerProcess(1, None, None, ("ollama", "serve"), environ, port=port)
+
+
+@pytest.mark.parametrize(
+    ("host", "answers", "processes", "found"),
+    [
+        ("box:1234", False, [listening(7)], ("http://box:1234", "OLLAMA_HOST")),
+        (None, True, [listening(7)], ("http://127.0.0.1:11434", "Ollama's default address")),
+        (" ", False, [listening(7)], ("http://127.0.0.1:7", "process list")),
+        (None, False, [listening(7, "127.0.0.2:9")], ("http://127.0.0.2:7", "process list")),
+        (None, False, [listening(7, "[::1]:9")], ("http://[::1]:7", "process list")),
+        (None, False, [listening(7), listening(8)], ("http://127.0.0.1:11434", "Ollama's default address")),
+        (None, False, [listening(None)], ("http://127.0.0.1:11434", "Ollama's default address")),
+    ],
+)
+def test_where_the_server_is(
+    host: str | None, answers: bool, processes: list[ServerProcess], found: tuple[str, str]
+) -> None:
+    assert find_url(host, lambda _: answers, lambda: processes) == found
+
+
+def test_who_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert is_listening(f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert not is_listening("http://127.0.0.1:1")

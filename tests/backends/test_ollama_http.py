@@ -169,7 +169,7 @@ def test_thinking_comes_before_the_answer() -> None:
     stream.take(line(message={"role": "assistant", "content": "", "thinking": "hm"}), 0.5)
     stream.take(line(message={"role": "assistant", "content": "yes"}), 2.0)
     stream.take(line(message={"content": ""}, done=True, done_reason="stop", eval_count=2), 2.5)
-    answer = stream.completion(ended=True)
+    answer = stream.completion()
     assert (answer.ttft_s, answer.answer_ttft_s) == (0.5, 2.0)
     assert (answer.finish, answer.text) == ("stop", "yes")
 

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,20 @@ def test_the_generation_goes_by_the_version(tmp_path: Path, version: str, kind: 
 
 
 def test_a_server_at_another_port(tmp_path: Path) -> None:
-    probe = probe_ollama({}, machine(tmp_path, process(port=12000, environ={"OLLAMA_HOST": ":12000"}), api=None))
+    there = process(port=12000, environ={"OLLAMA_HOST": ":12000"})
+    look = replace(machine(tmp_path, there), answers=lambda url: url.endswith(":12000"))
+    probe = probe_ollama({}, look)
     assert probe is not None
-    assert (probe.facts.reachable, probe.facts.elsewhere) == (False, ("http://127.0.0.1:12000",))
+    assert (probe.facts.url, probe.facts.reachable, probe.facts.elsewhere) == ("http://127.0.0.1:12000", True, None)
+    assert probe.sources["server.url"] == "process list"
+
+
+def test_several_servers_at_other_ports(tmp_path: Path) -> None:
+    two = process(port=12000, environ={"OLLAMA_HOST": ":12000"}), process(pid=813, port=13000, environ={})
+    probe = probe_ollama({}, machine(tmp_path, *two, api=None))
+    assert probe is not None
+    assert probe.facts.reachable is False
+    assert probe.facts.elsewhere == ("http://127.0.0.1:12000", "http://127.0.0.1:13000")
 
 
 def test_two_models_get_the_engine_that_holds_each(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from velollm.report.terminal import (
     render_value,
 )
 
+SWINGS = (1.0, 1.01, 0.99, 1.02, 0.98)
 FLIGHT = Flight("20260101-120000-abcd", "2026-01-01T12:00:00+00:00", FlightMeta("0.1.0", "embedded", "m[1]", "slots=2"))
 
 
@@ -50,13 +51,30 @@ def sample(arm: str, number: int, pace: float, **more: Any) -> Sample:
 
 
 def result(tuned_pace: float = 2.0, **more: Any) -> BenchResult:
-    swings = (1.0, 1.01, 0.99, 1.02, 0.98)
-    runs = [sample("default", n, swing, **more) for n, swing in enumerate(swings)]
-    runs += [sample("tuned", n, swing * tuned_pace, **more) for n, swing in enumerate(reversed(swings))]
+    runs = [sample("default", n, swing, **more) for n, swing in enumerate(SWINGS)]
+    runs += [sample("tuned", n, swing * tuned_pace, **more) for n, swing in enumerate(reversed(SWINGS))]
     sizes = Sizes(0, 5, 256, 64, 6.0, 0, 0, 0)
     return BenchResult(
         "chat", ("default", "tuned"), "default", "tuned", tuple(runs), sizes, ("a [note]",), 9, 20, quick=False
     )
+
+
+def test_comparison_with_what_is_set_now() -> None:
+    found = result()
+    now = tuple(sample("current", n, swing * 4) for n, swing in enumerate(SWINGS))
+    text = shown(render_comparison(replace(found, arms=("default", "current", "tuned"), runs=(*found.runs, *now))))
+    first, _, second = text.partition("Against what is set now:")
+    assert (first.count("faster"), second.count("slower")) == (5, 5)
+    assert second.split()[:2] == ["now", "plan"]
+
+
+def test_one_arm_alone_has_no_ratio() -> None:
+    runs = tuple(sample("current", n, swing) for n, swing in enumerate(SWINGS))
+    text = shown(render_comparison(replace(result(), arms=("current",), runs=runs)))
+    assert text.split()[0] == "now"
+    assert "20.0 (" in text
+    assert "ratio" not in text
+    assert "verdict" not in text
 
 
 def test_comparison_shows_every_figure_with_its_interval_and_verdict() -> None:

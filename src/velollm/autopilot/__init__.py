@@ -11,12 +11,13 @@ from pathlib import Path
 from velollm.autopilot.chart import chart, choose_backend, choose_model, find_model_facts, places_for
 from velollm.autopilot.landing import activate, export_plan, flights, land, undo
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
-from velollm.autopilot.trial import compare, make_room, try_plan
+from velollm.autopilot.trial import compare, make_room, measure_as_it_runs, try_plan, why_as_it_runs
 from velollm.backends.base import ModelRef, RunningServer
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_run import Runner
 from velollm.bench.result import BenchResult
 from velollm.config import Paths, ensure_dir, user_paths
+from velollm.errors import UsageError
 from velollm.knobs import Knobs
 from velollm.targets.envfile import parse_env
 from velollm.targets.file import FileTarget
@@ -41,9 +42,12 @@ _QUICK_S = 25.0
 
 
 def bench(order: Order, cockpit: Cockpit) -> tuple[Course, BenchResult]:
-    """Measure the default settings against the plan's; applies nothing."""
+    """Measure the default settings against the plan's, or a server that is not ours as it runs; applies nothing."""
     course = chart(order, cockpit)
     budget_s = _QUICK_S if order.quick else order.budget_s
+    if why := why_as_it_runs(course):
+        cockpit.note(f"Measuring the server as it runs: {why}.")
+        return course, measure_as_it_runs(course, cockpit, budget_s)
     with make_room(course, cockpit):
         return course, compare(course, course.plan, cockpit, budget_s)
 
@@ -51,6 +55,11 @@ def bench(order: Order, cockpit: Cockpit) -> tuple[Course, BenchResult]:
 def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> Outcome:
     """Plan, try privately, and, where the trial allows and ``confirm`` says yes, apply and confirm."""
     course = chart(order, cockpit)
+    if not course.backend.knobs:
+        raise UsageError(
+            f"the backend '{course.backend.name}' has no knobs, so there is nothing to optimize",
+            "`velollm bench` measures it as it runs",
+        )
     if not course.plan.changes:
         reason = "what is set now already is the plan" if course.current else "the defaults already are the plan"
         return Outcome(course, course.plan, applied_reason=reason)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from velollm.autopilot.order import Cockpit, Course, Order
 from velollm.backends.base import Backend, ModelRef, iter_backends
 from velollm.backends.ollama import OllamaBackend
+from velollm.backends.openai import OpenAiBackend
 from velollm.config import Paths, ensure_dir
 from velollm.errors import UsageError, VeloError
 from velollm.facts import ModelFacts
@@ -22,21 +23,25 @@ from velollm.units import render_bytes
 OWN_SETTING = "left as you have it; --override lets the plan change it"
 
 
-def choose_backend(name: str, cockpit: Cockpit, *, wants_model: bool) -> Backend:
+def choose_backend(name: str, cockpit: Cockpit, *, wants_model: bool, url: str | None = None) -> Backend:
     """The backend of that name, or for ``auto`` Ollama, then the embedded engine, then `llama-server`.
 
-    ``auto`` passes over an Ollama without any model where none was named (``wants_model`` off).
+    ``auto`` passes over an Ollama without any model where none was named (``wants_model`` off). With a ``url`` it
+    means OpenAI's interface where the address ends in `/v1`, else Ollama.
 
     Raises:
         VeloError: none can be used.
     """
     backends = {backend.name: backend for backend in iter_backends()}
+    if url is not None and name == "auto":
+        name = "openai" if url.rstrip("/").endswith("/v1") else "ollama"
     if name != "auto":
         if name not in backends:
             raise UsageError(f"there is no backend '{name}'", f"backends: auto, {', '.join(backends)}")
-        if lacking := backends[name].missing():
+        chosen = backends[name] if url is None else backends[name].at(url)
+        if lacking := chosen.missing():
             raise _unusable(lacking)
-        return backends[name]
+        return chosen
     reasons: list[str] = []
     for candidate in ("ollama", "embedded", "llamacpp"):
         backend = backends[candidate]
@@ -63,6 +68,8 @@ def choose_model(name: str | None, backend: Backend, paths: Paths, cockpit: Cock
     """
     if name is not None:
         return backend.find_model(name)
+    if isinstance(backend, OpenAiBackend):
+        return _only_model(backend, cockpit)
     if isinstance(backend, OllamaBackend):
         usual = backend.usual_model()
         if usual is None:
@@ -83,6 +90,16 @@ def choose_model(name: str | None, backend: Backend, paths: Paths, cockpit: Cock
     return ModelRef(SHAPE_1B.name, path)
 
 
+def _only_model(backend: OpenAiBackend, cockpit: Cockpit) -> ModelRef:
+    names = backend.list_models()
+    if len(names) != 1:
+        raise UsageError(
+            f"the server at {backend.url} has {len(names)} models: say which", f"models: {', '.join(names) or 'none'}"
+        )
+    cockpit.note(f"No model named: taking {names[0]}.")
+    return ModelRef(names[0], None)
+
+
 def places_for(backend: Backend, model: ModelRef, order: Order) -> Places:
     """Where the backend keeps its settings for this model."""
     if isinstance(backend, OllamaBackend):
@@ -100,7 +117,7 @@ def find_model_facts(model: ModelRef) -> ModelFacts | None:
 def chart(order: Order, cockpit: Cockpit, *, make: bool = True) -> Course:
     """Look at the machine and the model, and work out the plan; changes nothing."""
     profile = load_profile(order.profile)
-    backend = choose_backend(order.backend, cockpit, wants_model=order.model is not None)
+    backend = choose_backend(order.backend, cockpit, wants_model=order.model is not None, url=order.url)
     model = choose_model(order.model, backend, order.paths, cockpit, make=make)
     cockpit(0.0, "looking at the machine")
     facts = order.probe().model_copy(update={"model": find_model_facts(model)})

@@ -33,7 +33,8 @@ class Cockpit(Protocol):
 class Order:
     """What the user asked for. ``paths`` and ``probe`` are parameters so that a test can be another machine.
 
-    ``override``: settings that the user made may be changed. ``beside``: an Ollama model's own name is left alone.
+    ``url``: the server to work with, rather than the one that is found. ``override``: settings that the user made
+    may be changed. ``beside``: an Ollama model's own name is left alone.
     """
 
     model: str | None = None
@@ -44,6 +45,7 @@ class Order:
     quick: bool = False
     override: bool = False
     beside: bool = False
+    url: str | None = None
     paths: Paths = field(default_factory=user_paths)
     probe: Callable[[], Facts] = probe_machine
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from velollm.autopilot.order import Cockpit, Course
+from velollm.backends.base import RunningServer
 from velollm.backends.ollama import OllamaBackend
 from velollm.bench.history import append_result
 from velollm.bench.result import BenchResult
@@ -38,25 +41,62 @@ class Trial:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One arm: the knobs that its server runs with, as far as they are known, and how it is started."""
+
+    knobs: dict[str, KnobValue]
+    start: Callable[[], AbstractContextManager[RunningServer]]
+
+
 def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> BenchResult:
     """Measure the plan against the engine's default, and against what is set now where that is something else."""
     arms = {"default": dict(plan.defaults)}
     if course.current is not None and dict(course.current) != arms["default"]:
         arms["current"] = dict(course.current)
     arms["tuned"] = plan.knobs
-    contexts = [c for knobs in arms.values() if isinstance(c := knobs.get("context_tokens"), int)]
 
-    def arm(name: str, knobs: Knobs) -> Arm:
+    def side(name: str, knobs: dict[str, KnobValue]) -> _Side:
         log = _fresh_log(course, name)
-        return Arm(name, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
+        return _Side(knobs, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
 
+    return _measure(course, {name: side(name, knobs) for name, knobs in arms.items()}, cockpit, budget_s)
+
+
+def why_as_it_runs(course: Course) -> str | None:
+    """Why a comparison can only measure the server as it runs; None where private servers can be started."""
+    backend = course.backend
+    if not backend.knobs:
+        return f"the server at {course.order.url} has no knobs that VeloLLM could turn"
+    return backend.untriable(course.model) if isinstance(backend, OllamaBackend) else None
+
+
+def measure_as_it_runs(course: Course, cockpit: Cockpit, budget_s: float) -> BenchResult:
+    """Measure a server that is not ours, with whatever it is set to: one arm, and nothing to compare it with."""
+    backend = course.backend
+    if isinstance(backend, OllamaBackend):
+        name, knobs = "current", dict(course.current or {})
+        side = _Side(knobs, lambda: backend.user_server(course.model.name))
+    else:
+        log = course.order.paths.data / "trial" / "none.log"
+        name, side = "default", _Side({}, lambda: backend.trial(course.model, {}, course.facts, log=log))
+    # Other prompts each time: such a server still has those of an earlier run in its cache.
+    return _measure(course, {name: side}, cockpit, budget_s, seed=secrets.randbelow(1 << 20))
+
+
+def _measure(
+    course: Course, sides: Mapping[str, _Side], cockpit: Cockpit, budget_s: float, *, seed: int = 0
+) -> BenchResult:
+    knobs = {name: side.knobs for name, side in sides.items()}
+    contexts = [c for chosen in knobs.values() if isinstance(c := chosen.get("context_tokens"), int)]
     result = run_bench(
-        [arm(name, knobs) for name, knobs in arms.items()],
-        load_workload(plan.profile.workload),
+        [Arm(name, side.start) for name, side in sides.items()],
+        load_workload(course.plan.profile.workload),
         Budget(budget_s, quick=course.order.quick),
-        together=fit_together(course.facts, list(arms.values())),
+        together=len(sides) == 1 or fit_together(course.facts, list(knobs.values())),
         progress=cockpit,
         context_tokens=min(contexts, default=None),
+        seed=seed,
     )
     append_result(
         course.order.paths.data,
@@ -64,7 +104,7 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> Be
         model=course.model.name,
         backend=course.backend.name,
         facts=course.facts,
-        knobs=arms,
+        knobs=knobs,
     )
     return result
 

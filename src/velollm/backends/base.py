@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from velollm.errors import UsageError
 from velollm.facts import Facts
 from velollm.knobs import Knobs
 
@@ -105,6 +106,14 @@ class Backend(ABC):
 
     name: str
     knobs: frozenset[str]
+
+    def at(self, url: str) -> Backend:
+        """The same backend for the server at this address.
+
+        Raises:
+            UsageError: it starts its own servers, so there is no address to give.
+        """
+        raise UsageError(f"the backend '{self.name}' takes no --url", "--url goes with --backend ollama or openai")
 
     @abstractmethod
     def missing(self) -> str | None:

@@ -13,9 +13,8 @@ from typing import Literal
 import httpx
 
 from velollm.backends.base import Completion, RunningServer
+from velollm.backends.streaming import ReadLimits, http_client, read_answer
 from velollm.errors import VeloError
-
-_CONNECT_S = 10.0
 
 
 class LlamaHttp(RunningServer):
@@ -35,15 +34,7 @@ class LlamaHttp(RunningServer):
         self._alive = alive
         self._wait = wait
         self._clock = clock
-        # Loopback only: a proxy from the environment must never see these requests. Reading the system's certificates
-        # takes longer than most calls, and plain HTTP has no use for them.
-        self._client = httpx.Client(
-            base_url=url,
-            trust_env=False,
-            verify=url.startswith("https:"),
-            timeout=_CONNECT_S,
-            limits=httpx.Limits(max_connections=None),
-        )
+        self._client = http_client(url)
 
     def close(self) -> None:
         self._client.close()
@@ -88,25 +79,13 @@ class LlamaHttp(RunningServer):
             "timings_per_token": True,
             "return_tokens": False,
         }
-        sent = self._clock()
-        reader = _StreamReader()
+        reader, limits = _StreamReader(), ReadLimits(deadline_s, decode_limit_s)
         try:
-            timeout = httpx.Timeout(_CONNECT_S, read=deadline_s)
-            with self._client.stream("POST", "/completion", json=body, timeout=timeout) as reply:
-                if reply.status_code != 200:
-                    return Completion((), "error", error=_error_text(reply.read()))
-                for line in reply.iter_lines():
-                    now = self._clock() - sent
-                    reader.take(line, now)
-                    if reader.finished or now > deadline_s or reader.decoding_for(now, decode_limit_s):
-                        return reader.completion()
-        except httpx.ReadTimeout:
-            return reader.completion(error=f"no token within {deadline_s:.0f} s")
+            return read_answer(self._client, "/completion", body, reader, limits, clock=self._clock, refusal=error_text)
         except httpx.HTTPError as error:
             if not self._alive():
                 raise self._gone(error) from error
-            return reader.completion(error=f"the connection broke: {error}")
-        return reader.completion(error="the stream ended without its last message")
+            return reader.completion(f"the connection broke: {error}")
 
     def _get_json(self, path: str) -> object:
         try:
@@ -138,7 +117,7 @@ class _StreamReader:
     def take(self, line: str, now_s: float) -> None:
         """One line of the event stream, received ``now_s`` seconds after the request was sent."""
         if line.startswith("error:"):
-            self._error, self.finished = _error_text(line[6:].encode()), True
+            self._error, self.finished = error_text(line[6:].encode()), True
             return
         if not line.startswith("data:"):
             return
@@ -149,7 +128,7 @@ class _StreamReader:
         if not isinstance(data, dict):
             return
         if "error" in data:
-            self._error, self.finished = _error_text(line[5:].encode()), True
+            self._error, self.finished = error_text(line[5:].encode()), True
             return
         self._take_chunk(data, now_s)
 
@@ -171,10 +150,6 @@ class _StreamReader:
             if isinstance(value, int):
                 return value
         return 0
-
-    def decoding_for(self, now_s: float, limit_s: float | None) -> bool:
-        """Has decoding gone on for ``limit_s`` since the first token?"""
-        return limit_s is not None and bool(self.events) and now_s - self.events[0][0] >= limit_s
 
     def completion(self, error: str | None = None) -> Completion:
         error = error or self._error
@@ -201,7 +176,7 @@ def parse_stream(lines: Iterable[str]) -> Completion:
     reader = _StreamReader()
     for line in lines:
         reader.take(line, 0.0)
-    return reader.completion(error=None if reader.finished else "the stream ended without its last message")
+    return reader.completion(None if reader.finished else "the stream ended without its final message")
 
 
 def _whole(value: float | None) -> int | None:
@@ -212,7 +187,8 @@ def _seconds(value_ms: float | None) -> float | None:
     return value_ms / 1000 if isinstance(value_ms, (int, float)) and value_ms > 0 else None
 
 
-def _error_text(body: bytes) -> str:
+def error_text(body: bytes) -> str:
+    """The reason in an error's body: JSON of llama.cpp's or OpenAI's form, else its text."""
     try:
         data = json.loads(body)
     except ValueError:

@@ -17,6 +17,7 @@ from velollm.backends.ollama_find import (
     choose_process,
     find_binary,
     find_processes,
+    find_url,
     is_local,
     models_dir_of,
     parse_host,
@@ -33,13 +34,25 @@ _SAMPLE = 3
 
 
 class OllamaBackend(Backend):
-    """The Ollama at OLLAMA_HOST. What it is, is read once and kept."""
+    """The user's Ollama, or the one at ``url``. What it is, is read once and kept."""
 
     name = "ollama"
 
-    def __init__(self) -> None:
-        self.url = parse_host(os.environ.get("OLLAMA_HOST"))
-        self.api = OllamaApi(self.url)
+    def __init__(self, url: str | None = None) -> None:
+        self._asked = url
+
+    @cached_property
+    def url(self) -> str:
+        """Where it listens."""
+        return self._asked or find_url(os.environ.get("OLLAMA_HOST"))[0]
+
+    @cached_property
+    def api(self) -> OllamaApi:
+        """Its HTTP interface."""
+        return OllamaApi(self.url)
+
+    def at(self, url: str) -> Backend:
+        return OllamaBackend(parse_host(url))
 
     @cached_property
     def version(self) -> str | None:

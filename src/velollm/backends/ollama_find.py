@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 
 DEFAULT_PORT = 11434
+_CONNECT_S = 1.0
 _TUNING = ("OLLAMA_", "LLAMA_ARG_")
 _LOCAL = frozenset({"127.0.0.1", "localhost", "::1", "0.0.0.0", "::", ""})  # noqa: S104 - compared, never bound
 
@@ -62,6 +64,42 @@ def parse_host(text: str | None) -> str:
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, never bound
         host = "127.0.0.1"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def find_url(
+    host: str | None,
+    answers: Callable[[str], bool] | None = None,
+    processes: Callable[[], Sequence[ServerProcess]] | None = None,
+) -> tuple[str, str]:
+    """Address of the user's server, and what told it: OLLAMA_HOST, else the default, else the process list.
+
+    The process list is asked only where nobody listens at the default address, and counts where it names one alone.
+    """
+    if host and host.strip():
+        return parse_host(host), "OLLAMA_HOST"
+    default = parse_host(None)
+    if not (answers or is_listening)(default):
+        listening = [process for process in (processes or find_processes)() if process.port]
+        if len(listening) == 1:
+            return address_of(listening[0]), "process list"
+    return default, "Ollama's default address"
+
+
+def address_of(process: ServerProcess) -> str:
+    """URL of a server whose port is known; its host by its OLLAMA_HOST, where that may be read."""
+    parts = urlsplit(parse_host((process.environ or {}).get("OLLAMA_HOST")))
+    host = parts.hostname or "127.0.0.1"
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{process.port}"
+
+
+def is_listening(url: str) -> bool:
+    """Does anybody accept connections at this address? Asked first, because a refusal costs nothing."""
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 0), timeout=_CONNECT_S):
+            return True
+    except (OSError, OverflowError, UnicodeError):
+        return False
 
 
 def is_local(url: str) -> bool:

@@ -17,9 +17,9 @@ import httpx
 
 from velollm.backends.base import Completion, RunningServer
 from velollm.backends.llamahttp import LlamaHttp
+from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer
 from velollm.errors import VeloError
 
-_CONNECT_S = 5.0
 _LOAD_S = 600.0
 _FOR_EVER_S = 10 * 365 * 86400.0
 _CHARACTERS_PER_TOKEN = 4
@@ -31,15 +31,7 @@ class OllamaApi:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        # The server's address is explicit: a proxy from the environment must not see these requests. Reading the
-        # system's certificates takes longer than most calls, and plain HTTP has no use for them.
-        self.client = httpx.Client(
-            base_url=self.url,
-            trust_env=False,
-            verify=self.url.startswith("https:"),
-            timeout=_CONNECT_S,
-            limits=httpx.Limits(max_connections=None),
-        )
+        self.client = http_client(self.url)
 
     def close(self) -> None:
         self.client.close()
@@ -50,7 +42,7 @@ class OllamaApi:
 
     def post(self, path: str, body: Mapping[str, object], *, timeout_s: float = _LOAD_S) -> dict[str, Any]:
         """JSON of a POST that does not stream; the last line of a streamed one."""
-        return self._json(lambda: self.client.post(path, json=body, timeout=httpx.Timeout(_CONNECT_S, read=timeout_s)))
+        return self._json(lambda: self.client.post(path, json=body, timeout=httpx.Timeout(CONNECT_S, read=timeout_s)))
 
     def delete(self, path: str, body: Mapping[str, object]) -> None:
         """DELETE with a body."""
@@ -197,23 +189,13 @@ class OllamaServer(RunningServer):
         ignore_eos: bool = True,
     ) -> Completion:
         body = self._body(prompt, {"num_predict": max_tokens, "temperature": 1.0, "seed": seed})
-        sent = self._clock()
-        stream = AnswerStream()
-        timeout = httpx.Timeout(_CONNECT_S, read=deadline_s)
+        reader, limits = AnswerStream(), ReadLimits(deadline_s, decode_limit_s)
         try:
-            with self._api.client.stream("POST", "/api/generate", json=body, timeout=timeout) as reply:
-                if reply.status_code != 200:
-                    return Completion((), "error", error=_refusal(reply.read()))
-                for line in reply.iter_lines():
-                    now = self._clock() - sent
-                    stream.take(line, now)
-                    if stream.done or now > deadline_s or stream.decoding_for(now, decode_limit_s):
-                        return stream.completion(ended=False)
-        except httpx.ReadTimeout:
-            return stream.completion(error=f"no token within {deadline_s:.0f} s")
+            return read_answer(
+                self._api.client, "/api/generate", body, reader, limits, clock=self._clock, refusal=_refusal
+            )
         except httpx.HTTPError as error:
-            return stream.completion(error=f"the connection broke: {error or type(error).__name__}")
-        return stream.completion(ended=True)
+            return reader.completion(f"the connection broke: {error or type(error).__name__}")
 
     def _body(self, prompt: str, options: Options) -> dict[str, object]:
         body: dict[str, object] = {
@@ -235,8 +217,8 @@ class AnswerStream:
     """
 
     def __init__(self) -> None:
-        self.done = False
-        self._events: list[tuple[float, int]] = []
+        self.finished = False
+        self.events: list[tuple[float, int]] = []
         self._answer_s: float | None = None
         self._texts: list[str] = []
         self._final: dict[str, Any] = {}
@@ -246,26 +228,20 @@ class AnswerStream:
         """One line, received ``now_s`` seconds after the request was sent."""
         data = _parse_object(line)
         if "error" in data:
-            self._error, self.done = str(data["error"])[:300] or "no reason given", True
+            self._error, self.finished = str(data["error"])[:300] or "no reason given", True
             return
         answer, thought = _texts_of(data)
         if answer or thought:
             self._texts.append(answer)
-            self._events.append((now_s, len(self._events) + 1))
+            self.events.append((now_s, len(self.events) + 1))
         if answer and self._answer_s is None:
             self._answer_s = now_s
         if data.get("done") is True:
-            self._final, self.done = data, True
+            self._final, self.finished = data, True
 
-    def decoding_for(self, now_s: float, limit_s: float | None) -> bool:
-        """Has decoding gone on for ``limit_s`` since the first token?"""
-        return limit_s is not None and bool(self._events) and now_s - self._events[0][0] >= limit_s
-
-    def completion(self, *, ended: bool = False, error: str | None = None) -> Completion:
-        """What was collected. ``ended``: the server closed the stream, rather than we."""
+    def completion(self, error: str | None = None) -> Completion:
+        """What was collected; ``error`` is what ended it."""
         error = error or self._error
-        if error is None and ended and not self.done:
-            error = "the stream ended without its final message"
         return Completion(
             events=self._counted_events(),
             finish="error" if error else self._finish(),
@@ -286,10 +262,10 @@ class AnswerStream:
 
         The final count is the server's own; the chunks share the difference evenly.
         """
-        count, chunks = _positive(self._final.get("eval_count")), len(self._events)
+        count, chunks = _positive(self._final.get("eval_count")), len(self.events)
         if not count or not chunks or count == chunks:
-            return tuple(self._events)
-        return tuple((at, max(1, round(number * count / chunks))) for at, number in self._events)
+            return tuple(self.events)
+        return tuple((at, max(1, round(number * count / chunks))) for at, number in self.events)
 
 
 def parse_answer(lines: Iterable[str]) -> Completion:
@@ -297,7 +273,7 @@ def parse_answer(lines: Iterable[str]) -> Completion:
     stream = AnswerStream()
     for line in lines:
         stream.take(line, 0.0)
-    return stream.completion(ended=True)
+    return stream.completion(None if stream.finished else "the stream ended without its final message")
 
 
 def _texts_of(data: Mapping[str, Any]) -> tuple[str, str]:

@@ -28,6 +28,7 @@ class BenchResult:
     elapsed_s: float
     budget_s: float
     quick: bool
+    current: str = "current"
 
     @cached_property
     def ratios(self) -> Mapping[str, Ratio]:
@@ -35,6 +36,13 @@ class BenchResult:
         if self.default not in self.arms or self.tuned not in self.arms:
             return {}
         return {metric: compare_arms(self.runs, self.default, self.tuned, metric) for metric in METRICS}
+
+    @cached_property
+    def ratios_to_current(self) -> Mapping[str, Ratio]:
+        """Tuned against what was set before; empty where that was no arm of its own."""
+        if self.current not in self.arms or self.tuned not in self.arms:
+            return {}
+        return {metric: compare_arms(self.runs, self.current, self.tuned, metric) for metric in METRICS}
 
     def summary(self, arm: str) -> dict[str, Interval]:
         """One arm's figures for each of `METRICS`, with their intervals."""
@@ -57,6 +65,7 @@ def render_result(result: BenchResult) -> dict[str, object]:
         "notes": list(result.notes),
         "runs": [asdict(sample) for sample in result.runs],
         "ratio": {metric: asdict(ratio) for metric, ratio in result.ratios.items()},
+        "ratio_to_current": {metric: asdict(ratio) for metric, ratio in result.ratios_to_current.items()},
         "summary": {arm: _render_summary(result, arm) for arm in result.arms},
     }
 

@@ -28,9 +28,15 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="Answer within 30 s; fewer rounds, wider intervals.")] = False,
     budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Time for all rounds.")] = "3m",
     set_: SetOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help="The server to measure; OpenAI's interface ends in /v1."),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Measure the engine's default settings against the plan's, in turns, on the same prompts.
+
+    A server that VeloLLM cannot start anew (another machine's, a container's, any with --url) is measured as it runs.
 
     Leaves with 3 where the plan is proved slower.
 
@@ -38,7 +44,7 @@ def command(
     """
     from velollm.autopilot import Order, bench
 
-    order = Order(model, backend, profile, parse_pins(set_), parse_budget_s(budget), quick)
+    order = Order(model, backend, profile, parse_pins(set_), parse_budget_s(budget), quick, url=url)
     with meter() as cockpit:
         course, result = bench(order, cockpit)
     if json_:
@@ -52,7 +58,9 @@ def command(
         out = console()
         out.print(f"{course.model.name} on the {course.backend.name} engine, 95% intervals:\n")
         out.print(render_comparison(result))
-        out.print()
-        out.print(render_choices(course.plan))
-    if result.ratios[course.plan.profile.metric].verdict == "slower":
+        if course.plan.choices:
+            out.print()
+            out.print(render_choices(course.plan))
+    ratio = result.ratios.get(course.plan.profile.metric)
+    if ratio is not None and ratio.verdict == "slower":
         raise typer.Exit(EXIT_ADVISED)

@@ -30,7 +30,7 @@ ModelArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 BackendOption = Annotated[
-    str, typer.Option("--backend", metavar="auto|ollama|llamacpp|embedded", help="The engine to work with.")
+    str, typer.Option("--backend", metavar="auto|ollama|llamacpp|embedded|openai", help="The engine to work with.")
 ]
 ProfileOption = Annotated[
     str,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from velollm.backends.ollama_defaults import DEFAULT_KEEP_ALIVE_S
-from velollm.backends.ollama_find import ServerProcess, choose_process, find_processes, is_local, parse_host
+from velollm.backends.ollama_find import (
+    ServerProcess,
+    address_of,
+    choose_process,
+    find_processes,
+    find_url,
+    is_listening,
+    is_local,
+)
 from velollm.backends.ollama_render import LLAMA_SERVER_ERA, parse_keep_alive, parse_version
 from velollm.config import user_paths
 from velollm.facts import LoadedModelFacts, ServerFacts, UnreadFacts
@@ -31,7 +38,6 @@ from velollm.probe.source import LiveSource, Source
 from velollm.targets.envfile import parse_env
 
 _NAMES = re.compile(r"(?:OLLAMA|LLAMA_ARG)_\w+|\w*_VISIBLE_DEVICES")
-_CONNECT_S = 1.0
 _UNIT = "ollama.service"  # of Ollama's own installer
 _RUNNING = ("context_tokens", "slots", "batch", "ubatch", "threads", "gpu_layers", "flash_attention", "kv_type")
 
@@ -47,7 +53,7 @@ class Machine:
     processes: Callable[[], Sequence[ServerProcess]] = find_processes
     parent: Callable[[int], int | None] = lambda pid: _parent(pid)
     which: Callable[[str], str | None] = shutil.which
-    answers: Callable[[str], bool] = lambda url: _answers(url)
+    answers: Callable[[str], bool] = is_listening
     api: Callable[[str], ApiReading | None] = read_api
     listening: Callable[[int], tuple[str, ...] | None] = read_listening
 
@@ -86,10 +92,10 @@ def probe_ollama(environ: Mapping[str, str] | None = None, machine: Machine | No
     """
     env = os.environ if environ is None else environ
     machine = machine or Machine()
-    url = parse_host(env.get("OLLAMA_HOST"))
+    url, place = find_url(env.get("OLLAMA_HOST"), machine.answers, machine.processes)
     found = _Collected()
-    found.add("url", url, "OLLAMA_HOST" if env.get("OLLAMA_HOST") else "Ollama's default address")
-    found.add("remote", not is_local(url), "OLLAMA_HOST" if env.get("OLLAMA_HOST") else "Ollama's default address")
+    found.add("url", url, place)
+    found.add("remote", not is_local(url), place)
     api = machine.api(url) if machine.answers(url) else None
     found.add("reachable", api is not None, f"{url}/api/version")
     if is_local(url):
@@ -111,7 +117,7 @@ def _add_local(found: _Collected, env: Mapping[str, str], url: str, api: ApiRead
     processes = list(machine.processes())
     process = choose_process(processes, url)
     others = [p for p in processes if process is None or p.pid != process.pid]
-    found.add("elsewhere", tuple(_address(p) for p in others if p.port) or None, "process list")
+    found.add("elsewhere", tuple(address_of(p) for p in others if p.port) or None, "process list")
     if process is not None:
         _add_process(found, process)
     elif api is not None:
@@ -132,12 +138,6 @@ def _add_local(found: _Collected, env: Mapping[str, str], url: str, api: ApiRead
         _add_log(found, log)
     _add_keep_alive(found)
     return bool(process or others or service or binary or api)
-
-
-def _address(process: ServerProcess) -> str:
-    host = (process.environ or {}).get("OLLAMA_HOST")
-    parts = urlsplit(parse_host(host))
-    return f"{parts.scheme}://{parts.hostname or '127.0.0.1'}:{process.port}"
 
 
 def _add_process(found: _Collected, process: ServerProcess) -> None:
@@ -231,16 +231,6 @@ def _parent(pid: int) -> int | None:
         return int(psutil.Process(pid).ppid())
     except psutil.Error:
         return None
-
-
-def _answers(url: str) -> bool:
-    """Does anything accept connections there? Asked first, because a refusal costs nothing."""
-    parts = urlsplit(url)
-    try:
-        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 0), timeout=_CONNECT_S):
-            return True
-    except (OSError, OverflowError, UnicodeError):
-        return False
 
 
 def _add_log(found: _Collected, log: ServerLog) -> None:

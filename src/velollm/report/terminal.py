@@ -25,27 +25,39 @@ _ROWS = (
     ("aggregate_4", "4 users, total", "tok/s"),
     ("worst_ttft_4", "4 users, worst TTFT", "s"),
 )
+_ARM_TITLES = {"tuned": "plan", "current": "now"}
 _VERDICT_STYLE = {"faster": "green", "slower": "red", "no difference": "dim"}
 
 
 def render_comparison(result: BenchResult) -> RenderableType:
-    """Arms side by side: each figure with its 95% interval, and the ratio with its verdict (above 1: plan better)."""
+    """Arms side by side: each figure with its 95% interval, and the ratio with its verdict (above 1: plan better).
+
+    What is set now is compared below, where it was an arm; one arm alone has no ratio.
+    """
+    shown = [arm for arm in (result.default, result.tuned) if arm in result.arms] or list(result.arms)
+    lines: list[RenderableType] = [_figures(result, shown, result.ratios)]
+    if result.ratios_to_current:
+        lines += [Text(""), Text("Against what is set now:"), Text("")]
+        lines.append(_figures(result, [result.current, result.tuned], result.ratios_to_current))
+    return Group(*lines, *(Text(note, "dim") for note in result.notes))
+
+
+def _figures(result: BenchResult, shown: Sequence[str], ratios: Mapping[str, Ratio]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
-    shown = [arm for arm in (result.default, result.tuned) if arm in result.arms]
     for arm in shown:
-        table.add_column("plan" if arm == result.tuned else arm, justify="right", overflow="fold")
-    table.add_column("ratio", justify="right", overflow="fold")
-    table.add_column("verdict")
+        table.add_column(_ARM_TITLES.get(arm, arm), justify="right", overflow="fold")
+    if ratios:
+        table.add_column("ratio", justify="right", overflow="fold")
+        table.add_column("verdict")
     summaries = {arm: result.summary(arm) for arm in shown}
     for metric, title, unit in _ROWS:
-        cells = [_interval(summaries[arm][metric], unit) for arm in shown]
-        ratio = result.ratios.get(metric)
-        verdict = Text(ratio.verdict, _VERDICT_STYLE[ratio.verdict]) if ratio else Text("")
-        table.add_row(f"{title} {unit}", *cells, _ratio(ratio), verdict)
-    table.add_row("peak memory", *(render_bytes(result.peak_memory_bytes(arm)) for arm in shown), "", "")
-    notes = [Text(note, "dim") for note in result.notes]
-    return Group(table, *notes)
+        cells: list[str | Text] = [_interval(summaries[arm][metric], unit) for arm in shown]
+        if ratio := ratios.get(metric):
+            cells += [_ratio(ratio), Text(ratio.verdict, _VERDICT_STYLE[ratio.verdict])]
+        table.add_row(f"{title} {unit}", *cells)
+    table.add_row("peak memory", *(render_bytes(result.peak_memory_bytes(arm)) for arm in shown))
+    return table
 
 
 def _interval(interval: Interval, unit: str) -> str:

@@ -1,0 +1,93 @@
+"""One streamed answer over HTTP: send, time every line, stop at a limit. What the lines mean is the reader's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import httpx
+
+from velollm.backends.base import Completion
+
+CONNECT_S = 5.0
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """When to stop reading: ``deadline_s`` after the request, or ``decode_limit_s`` after the first token."""
+
+    deadline_s: float
+    decode_limit_s: float | None = None
+
+
+class StreamReader(Protocol):
+    """Collects the lines of one answer."""
+
+    @property
+    def events(self) -> list[tuple[float, int]]:
+        """(seconds since the request was sent, tokens so far)."""
+
+    @property
+    def finished(self) -> bool:
+        """Has the last message come, or an error?"""
+
+    def take(self, line: str, now_s: float) -> None:
+        """One line, received ``now_s`` seconds after the request was sent."""
+
+    def completion(self, error: str | None = None) -> Completion:
+        """What was collected; ``error`` is what ended it."""
+
+
+def http_client(url: str, *, headers: Mapping[str, str] | None = None) -> httpx.Client:
+    """A client for one engine.
+
+    Its address is explicit: a proxy from the environment must never see these requests. Reading the system's
+    certificates takes longer than most calls, and plain HTTP has no use for them.
+    """
+    return httpx.Client(
+        base_url=url,
+        headers=headers,
+        trust_env=False,
+        verify=url.startswith("https:"),
+        timeout=CONNECT_S,
+        limits=httpx.Limits(max_connections=None),
+    )
+
+
+def read_answer(
+    client: httpx.Client,
+    path: str,
+    body: Mapping[str, object],
+    reader: StreamReader,
+    limits: ReadLimits,
+    *,
+    clock: Callable[[], float],
+    refusal: Callable[[bytes], str],
+) -> Completion:
+    """Send one request and read its stream; ``refusal`` turns the body of a refused one into its reason.
+
+    A stream that just ends (the engine's process died, a proxy gave up) is a failure, not a short answer.
+
+    Raises:
+        httpx.HTTPError: the connection broke; whatever the reader took is still in it.
+    """
+    sent = clock()
+    try:
+        timeout = httpx.Timeout(CONNECT_S, read=limits.deadline_s)
+        with client.stream("POST", path, json=dict(body), timeout=timeout) as reply:
+            if reply.status_code != 200:
+                return Completion((), "error", error=refusal(reply.read()))
+            for line in reply.iter_lines():
+                now = clock() - sent
+                reader.take(line, now)
+                if reader.finished or now > limits.deadline_s or _decoded_enough(reader, now, limits):
+                    return reader.completion()
+    except httpx.ReadTimeout:
+        return reader.completion(f"no token within {limits.deadline_s:.0f} s")
+    return reader.completion("the stream ended without its final message")
+
+
+def _decoded_enough(reader: StreamReader, now_s: float, limits: ReadLimits) -> bool:
+    limit_s, events = limits.decode_limit_s, reader.events
+    return limit_s is not None and bool(events) and now_s - events[0][0] >= limit_s

@@ -60,16 +60,24 @@ def _describe(path: Path) -> str:
 
 
 @contextmanager
-def real_ollama(root: Path) -> Iterator[RealOllama]:
-    """Start it, make the model, end it. Skips where there is no `ollama` or no model file."""
+def real_ollama(root: Path, *, uid: int | None = None, host: str = "127.0.0.1") -> Iterator[RealOllama]:
+    """Start it, make the model, end it; as the user ``uid``, who alone may then read its files.
+
+    Skips where there is no `ollama` or no model file.
+    """
     binary = shutil.which("ollama")
     if binary is None:
         pytest.skip("there is no ollama on PATH")
     weights = (shared_dir("models") / "tiny-python-5m-f16.gguf").read_bytes()
     home, models = root / "home", root / "models"
     home.mkdir()
+    models.mkdir()
+    if uid is not None:
+        for place in (home, models):
+            place.chmod(0o700)
+            os.chown(place, uid, uid)
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-    own = {"HOME": str(home), "OLLAMA_HOST": "127.0.0.1:0", "OLLAMA_MODELS": str(models), "OLLAMA_NO_CLOUD": "1"}
+    own = {"HOME": str(home), "OLLAMA_HOST": f"{host}:0", "OLLAMA_MODELS": str(models), "OLLAMA_NO_CLOUD": "1"}
     with subprocess.Popen(
         [binary, "serve"],
         env={**kept, **own},
@@ -78,6 +86,9 @@ def real_ollama(root: Path) -> Iterator[RealOllama]:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
+        user=uid,
+        group=uid,
+        extra_groups=None if uid is None else [],
     ) as process:
         reader = _Reader(process)
         try:

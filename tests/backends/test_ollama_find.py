@@ -4,6 +4,7 @@ import socket
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,8 @@ from velollm.backends.ollama_find import (
     is_serve,
     models_dir_of,
     parse_host,
+    parse_socket_uid,
+    read_socket_user,
 )
 
 URL = "http://127.0.0.1:11434"
@@ -177,3 +180,35 @@ def test_who_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert is_listening(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert not is_listening("http://127.0.0.1:1")
+
+
+SOCKETS = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:2CAA 00000000:0000 0A 00000000:00000000 00:00000000 00000000   997        0 21532 1 0 100 0 0 10 0
+   1: 0100007F:2CAB 00000000:0000 01 00000000:00000000 00:00000000 00000000  1000        0 21533 1 0 100 0 0 10 0
+   2: 00000000000000000000000001000000:2CAC 00000000000000000000000000000000:0000 0A 0:0 00:0 0  1001 0 1
+"""
+
+
+@pytest.mark.parametrize(("port", "uid"), [(11434, 997), (11435, None), (11436, 1001), (80, None)])
+def test_who_owns_a_listening_socket(port: int, uid: int | None) -> None:
+    assert parse_socket_uid(SOCKETS, port) == uid
+
+
+@given(st.text(max_size=200), st.integers(min_value=1, max_value=65535))
+def test_no_socket_table_raises(text: str, port: int) -> None:
+    parse_socket_uid(text, port)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_our_own_socket_is_ours(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert read_socket_user(server.getsockname()[1]) == psutil.Process().username()
+    assert read_socket_user(1, tmp_path) is None
+
+
+def test_of_two_hidden_processes_the_sockets_owner_decides() -> None:
+    hidden = [ServerProcess(n, None, user, ("ollama", "serve"), None) for n, user in ((1, "ada"), (2, "ollama"))]
+    chosen = choose_process(hidden, URL, lambda port: "ollama" if port == 11434 else None)
+    assert chosen is not None
+    assert chosen.pid == 2
+    assert choose_process(hidden, URL, lambda _: None) is None

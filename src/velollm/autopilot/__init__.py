@@ -100,7 +100,7 @@ def serve(order: Order, cockpit: Cockpit, *, port: int) -> Iterator[Service]:
     """Run the engine with the settings that flights have applied, until the context is left."""
     backend = choose_backend(order.backend, cockpit, wants_model=order.model is not None)
     model = choose_model(order.model, backend, order.paths, cockpit, make=True)
-    facts = order.probe().model_copy(update={"model": find_model_facts(model)})
+    facts = order.probe().model_copy(update={"model": find_model_facts(model, backend)})
     places = places_for(backend, model, order)
     defaults = backend.default_knobs(facts)
     knobs = {**(places.knobs_of(places.read_settings(), defaults) or defaults), **order.pins}

@@ -14,6 +14,7 @@ from velollm.facts import ModelFacts
 from velollm.knobs import Knobs
 from velollm.models.gguf import model_facts
 from velollm.models.header import read_gguf
+from velollm.models.shown import parse_shown
 from velollm.models.synthetic import SHAPE_1B, ensure_model, estimate_file_bytes, made_model_facts
 from velollm.plan import Plan, load_profile, make_plan
 from velollm.targets.ollama_places import OllamaPlaces
@@ -107,10 +108,12 @@ def places_for(backend: Backend, model: ModelRef, order: Order) -> Places:
     return engine_places(order.paths, str(model.path or model.name))
 
 
-def find_model_facts(model: ModelRef) -> ModelFacts | None:
-    """What the model's header says; None where it cannot be read."""
+def find_model_facts(model: ModelRef, backend: Backend) -> ModelFacts | None:
+    """What the model's header says, else what its server says of it; None where neither can be had."""
     if model.path is not None:
         return model_facts(read_gguf(model.path), model.name)
+    if isinstance(backend, OllamaBackend):
+        return parse_shown(backend.api.show(model.name, verbose=True), model.name, backend.file_bytes(model.name))
     return made_model_facts(SHAPE_1B) if model.name == SHAPE_1B.name else None
 
 
@@ -120,7 +123,7 @@ def chart(order: Order, cockpit: Cockpit, *, make: bool = True) -> Course:
     backend = choose_backend(order.backend, cockpit, wants_model=order.model is not None, url=order.url)
     model = choose_model(order.model, backend, order.paths, cockpit, make=make)
     cockpit(0.0, "looking at the machine")
-    facts = order.probe().model_copy(update={"model": find_model_facts(model)})
+    facts = order.probe().model_copy(update={"model": find_model_facts(model, backend)})
     places = places_for(backend, model, order)
     settings = places.read_settings()
     current = places.knobs_of(settings, backend.default_knobs(facts))

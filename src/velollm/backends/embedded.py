@@ -17,7 +17,7 @@ from velollm.backends.child import Child
 from velollm.backends.embedded_child import READY
 from velollm.backends.gguf_files import find_gguf
 from velollm.backends.llamaargs import ARG_OF_KNOB
-from velollm.backends.llamabase import serving
+from velollm.backends.llamabase import refuse_taken, serving
 from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs
@@ -63,6 +63,7 @@ class EmbeddedBackend(Backend):
     def trial(
         self, model: ModelRef, knobs: Knobs, facts: Facts, *, log: Path, port: int = 0, progress: Progress | None = None
     ) -> AbstractContextManager[RunningServer]:
+        refuse_taken(port)
         return serving(start_engine(model, knobs, log=log, port=port), model, progress)
 
 

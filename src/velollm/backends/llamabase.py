@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
+import sys
 from collections.abc import Iterator
 
 from velollm.backends.base import ModelRef, Progress
@@ -34,6 +36,26 @@ def serving(child: Child, model: ModelRef, progress: Progress | None = None) -> 
         child.stop()
 
 
+def refuse_taken(port: int) -> None:
+    """Raise `VeloError` where something listens at this loopback port; 0 is never taken.
+
+    Asked beforehand, because an engine's own word for it may be lost with its last log lines.
+    """
+    with socket.socket() as probe:
+        if sys.platform != "win32":
+            # As servers do: a port whose last connections are only dying is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = f"127.0.0.1:{port}: {error.strerror or error}"
+            raise _taken(reason) from error
+
+
+def _taken(reason: str) -> VeloError:
+    return VeloError(f"the port is taken: {reason}", "stop the other program, or choose another --port")
+
+
 def load_failure(child: Child, model: ModelRef) -> VeloError:
     """Why a server did not start, from its own output."""
     status = child.wait_end(1.0)
@@ -43,7 +65,7 @@ def load_failure(child: Child, model: ModelRef) -> VeloError:
         )
     reason = child.why_it_failed() or f"exit status {status}"
     if re.search(r"address already in use|couldn't bind", reason):
-        return VeloError(f"the port is taken: {reason}", "stop the other program, or choose another --port")
+        return _taken(reason)
     if status in (-9, 137):
         reason = "it was killed, most likely for want of memory"
     return VeloError(

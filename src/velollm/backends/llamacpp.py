@@ -15,7 +15,7 @@ from velollm.backends.child import Child
 from velollm.backends.gguf_files import find_gguf
 from velollm.backends.guard import guarded
 from velollm.backends.llamaargs import ARG_OF_KNOB, CONTEXT_ARG, render_flags, total_context_tokens
-from velollm.backends.llamabase import serving
+from velollm.backends.llamabase import refuse_taken, serving
 from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs
@@ -55,6 +55,7 @@ class LlamaCppBackend(Backend):
     def trial(
         self, model: ModelRef, knobs: Knobs, facts: Facts, *, log: Path, port: int = 0, progress: Progress | None = None
     ) -> Iterator[RunningServer]:
+        refuse_taken(port)
         binary = shutil.which("llama-server") or "llama-server"
         argv = [binary, "--model", str(model.path), "--host", "127.0.0.1", "--port", str(port or free_port())]
         child = Child(guarded([*argv, *render_flags(knobs)]), log=log, environ=_clean_environ(), ready=_listening)

@@ -132,6 +132,12 @@ class OllamaBackend(Backend):
         newest = max(tags, key=lambda tag: str(tag.get("modified_at")), default=None)
         return None if newest is None else str(newest.get("name"))
 
+    def file_bytes(self, name: str) -> int | None:
+        """Size of an installed model, as the server tells it."""
+        names = (name, f"{name}:latest")
+        sizes = (tag.get("size") for tag in self.api.tags() if tag.get("name") in names)
+        return next((size for size in sizes if isinstance(size, int)), None)
+
     def holding(self) -> list[LoadedModel]:
         """What the user's server has in memory now."""
         return [] if self.version is None else [parse_loaded(model) for model in self.api.loaded()]

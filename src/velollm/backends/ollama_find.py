@@ -170,8 +170,46 @@ def _child(process: psutil.Process) -> tuple[int, tuple[str, ...]]:
         return process.pid, ()
 
 
-def choose_process(processes: Iterable[ServerProcess], url: str) -> ServerProcess | None:
-    """The process that serves this address: by its listening port, else by its OLLAMA_HOST, else the only one."""
+def read_socket_user(port: int, proc: Path = Path("/proc")) -> str | None:
+    """Who owns the socket that listens at a port, which every user may read; None where the system does not tell."""
+    for name in ("tcp", "tcp6"):
+        try:
+            uid = parse_socket_uid((proc / "net" / name).read_text(encoding="ascii"), port)
+        except (OSError, ValueError):
+            continue
+        if uid is not None:
+            return _user_name(uid)
+    return None
+
+
+def parse_socket_uid(text: str, port: int) -> int | None:
+    """User id of the socket that listens at a port, from `/proc/net/tcp` (proc(5): address 2nd, state 4th, uid 8th)."""
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 8 or fields[3] != "0A" or not fields[7].isdecimal():
+            continue
+        if fields[1].rpartition(":")[2] == f"{port:04X}":
+            return int(fields[7])
+    return None
+
+
+def _user_name(uid: int) -> str:
+    try:
+        import pwd
+
+        return pwd.getpwuid(uid).pw_name
+    except (ImportError, KeyError):
+        return str(uid)
+
+
+def choose_process(
+    processes: Iterable[ServerProcess], url: str, socket_user: Callable[[int], str | None] = read_socket_user
+) -> ServerProcess | None:
+    """The process that serves this address.
+
+    By its listening port, else by its OLLAMA_HOST, else the only one of the user whose socket listens there, else
+    the only one of which neither may be read.
+    """
     if not is_local(url):
         return None
     candidates = list(processes)
@@ -183,7 +221,9 @@ def choose_process(processes: Iterable[ServerProcess], url: str) -> ServerProces
         if p.port is None and p.environ is not None and parse_host(p.environ.get("OLLAMA_HOST")) == url
     ]
     unknown = [p for p in candidates if p.port is None and p.environ is None]
-    for group in (by_port, by_host, unknown):
+    owner = socket_user(port) if port and len(unknown) > 1 else None
+    by_user = [p for p in unknown if p.user is not None and p.user == owner]
+    for group in (by_port, by_host, by_user, unknown):
         if len(group) == 1:
             return group[0]
     return None

@@ -78,9 +78,9 @@ class OllamaApi:
         found = self.get("/api/ps").get("models")
         return found if isinstance(found, list) else []
 
-    def show(self, model: str) -> dict[str, Any]:
-        """Everything about one model. Raises `OllamaRefusalError` (404) where it is not installed."""
-        return self.post("/api/show", {"model": model})
+    def show(self, model: str, *, verbose: bool = False) -> dict[str, Any]:
+        """Everything about one model; with ``verbose`` lists too. Raises `OllamaRefusalError` (404) without it."""
+        return self.post("/api/show", {"model": model, "verbose": True} if verbose else {"model": model})
 
     def load(self, model: str, options: Options, keep_alive: int | str | None = None) -> None:
         """Load a model, and wait until it is there."""

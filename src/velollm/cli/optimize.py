@@ -91,7 +91,7 @@ def _fly(order: Order, *, yes: bool, quiet: bool) -> Outcome:
 
     with meter(assume=True if yes else (False if quiet else None)) as cockpit:
         outcome = fly(order, cockpit, confirm)
-    if not quiet and outcome.trial is not None and not outcome.advised:
+    if not quiet and (outcome.trial is None) == outcome.advised:
         _print_trial(outcome)
     return outcome
 
@@ -128,7 +128,7 @@ def _print_ending(outcome: Outcome) -> None:
         for item in outcome.pending:
             out.print(f"{item.key}={item.after} takes effect once you start it with: {item.activate}", soft_wrap=True)
         out.print(outcome.course.places.next_step(), soft_wrap=True)
-    elif outcome.advised:
+    elif outcome.advised and outcome.trial is not None:
         out.print("To apply it without a question: the same command with --yes.", soft_wrap=True)
     else:
         out.print("Nothing was changed.", soft_wrap=True)

@@ -283,10 +283,9 @@ def _add_api(found: _Collected, api: ApiReading) -> None:
         found.add("models_dir", api.models_dir, f"{url}/api/show")
         directory = found.values.get("models_dir")
         if directory is not None and not os.access(directory, os.R_OK | os.X_OK):
-            user = found.values.get("user") or "the server's user"
-            found.missing(
-                "models", f"{directory} may not be read", f"sudo usermod -aG {user} $USER  # then log in again"
-            )
+            user = found.values.get("user")
+            help_ = f"sudo usermod -aG {user} $USER  # then log in again" if user else "run the command with sudo"
+            found.missing("models", f"{directory} may not be read", help_)
     _name_failures(found)
     if api.loaded is not None:
         held = tuple(_with_engine(model, api.blobs.get(model.name), found.engines) for model in api.loaded)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.real_ollama import MODEL, RealOllama, real_ollama
 from velollm.apply import undo_flight
 from velollm.autopilot import Course, Order, chart
 from velollm.autopilot.landing import journal_of, land
-from velollm.autopilot.trial import compare
+from velollm.autopilot.trial import compare, make_room
 from velollm.backends.base import Setting
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_log import parse_loads, parse_truncations
@@ -245,6 +246,46 @@ def test_the_arms_are_measured(course: Course) -> None:
     result = compare(course, course.plan, Quiet(), 8.0)
     assert set(result.arms) == {"default", "tuned"}
     assert {run.arm for run in result.runs} == {"default", "tuned"}
+
+
+class Willing(Quiet):
+    """A cockpit that says yes to everything."""
+
+    def ask(self, question: str) -> bool:
+        return True
+
+
+@pytest.fixture
+def crowded(course: Course) -> Iterator[Course]:
+    """The user's server holds the model for 90 s, in what looks like most of a small machine's memory."""
+    backend = course.backend
+    assert isinstance(backend, OllamaBackend)
+    backend.api.load(MODEL, {}, keep_alive=90)
+    (held,) = backend.holding()
+    assert course.facts.memory is not None
+    memory = course.facts.memory.model_copy(update={"total_bytes": held.size_bytes + 1})
+    yield replace(course, facts=course.facts.model_copy(update={"memory": memory}))
+    backend.api.unload(MODEL)
+
+
+def test_a_model_in_the_way_is_unloaded_and_loaded_again_with_the_time_it_had_left(crowded: Course) -> None:
+    backend = crowded.backend
+    assert isinstance(backend, OllamaBackend)
+    with pytest.raises(ZeroDivisionError), make_room(crowded, Willing()):
+        assert backend.holding() == []
+        raise ZeroDivisionError
+    (again,) = backend.holding()
+    assert again.name == f"{MODEL}:latest"
+    assert 30 < again.keep_alive_left_s() <= 90
+
+
+def test_without_a_yes_nothing_is_unloaded(crowded: Course) -> None:
+    backend = crowded.backend
+    assert isinstance(backend, OllamaBackend)
+    with pytest.raises(VeloError, match="holds tiny-python:latest in memory") as caught, make_room(crowded, Quiet()):
+        raise AssertionError("there is no room")
+    assert "--yes" in caught.value.hint
+    assert [model.name for model in backend.holding()] == [f"{MODEL}:latest"]
 
 
 def test_apply_and_undo_are_byte_for_byte(course: Course, server: RealOllama) -> None:

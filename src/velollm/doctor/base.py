@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,10 +22,34 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class EnvironmentMend:
+    """Variables of the server's environment, with the value to give to each; None takes a variable away."""
+
+    variables: Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
+class ParameterMend:
+    """Parameters of an installed model, under Ollama's names, with the value to give to each; None takes one away."""
+
+    model: str
+    parameters: Mapping[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True)
+class RestartMend:
+    """The server has only to be started again: what it lacks is written already, or was lost while it ran."""
+
+
+Mend = EnvironmentMend | ParameterMend | RestartMend
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something that a check found. ``fix`` is the command (or the one step) that mends it.
 
-    A ``note`` is merely different, not wrong, and changes no exit code.
+    A ``note`` is merely different, not wrong, and changes no exit code. ``why`` says in one line why it matters.
+    ``mend`` is what `velollm doctor --fix` may do about it; None: only a person can.
     """
 
     check: str
@@ -33,6 +57,8 @@ class Finding:
     title: str
     evidence: tuple[Evidence, ...]
     fix: str
+    why: str = ""
+    mend: Mend | None = None
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,19 @@ class ServerActivity(Frozen):
     clients: tuple[str, ...] = ()
 
 
+class TruncationFacts(Frozen):
+    """What a server did with a prompt that was longer than its context.
+
+    ``prompt_tokens`` by the engine's own count, ``kept_tokens`` by the reply, which had the HTTP status ``status``.
+    """
+
+    model: str
+    context_tokens: int
+    prompt_tokens: int
+    kept_tokens: int | None = None
+    status: int = 200
+
+
 class ServerFacts(Frozen):
     """A running inference server and what it really runs with; or one that is installed and does not answer.
 
@@ -257,7 +270,7 @@ class ServerFacts(Frozen):
     server's process; ``logged_environment`` is what its log says it took, defaults included. ``configured`` are
     variables by the place that sets them (a service's unit, an environment file), effective or not. ``managed``:
     ``systemd``, ``launchd``, ``container``, ``app``, ``velollm run`` or ``by hand``. ``elsewhere``: addresses where
-    other servers of its kind listen. ``log``: where its log is.
+    other servers of its kind listen. ``log``: where its log is. ``truncation`` is known only where it was tried.
     """
 
     engine: str | None = None
@@ -297,6 +310,7 @@ class ServerFacts(Frozen):
     installed: tuple[str, ...] | None = None
     loaded: tuple[LoadedModelFacts, ...] | None = None
     activity: ServerActivity | None = None
+    truncation: TruncationFacts | None = None
     unreadable: tuple[UnreadFacts, ...] = ()
 
 

@@ -30,6 +30,7 @@ _FAULT_FILES: dict[Fault, str] = {
     "load fails": "fault-env-bad-value",
     "load fails with a reason": "fault-kv-quantized-without-flash",
 }
+_LONG = 4096  # characters: the recorded prompt above the context had 15,000
 _LATER = {"/api/generate": "generate-stream", "/api/chat": "chat-stream", "/v1/chat/completions": "v1-chat-stream"}
 _WHOLE = {"/api/generate": "generate-nostream", "/api/chat": "chat-nostream", "/v1/chat/completions": "v1-chat"}
 
@@ -258,6 +259,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._keep(body)
         if preload:
             return self._replay(recorded("generate-preload-cold"))
+        if len(body.get("prompt", "")) > _LONG:
+            return self._replay(recorded("truncate-false" if body.get("truncate") is False else "truncated-silently"))
         streams = body.get("stream", not self.path.startswith("/v1"))
         return self._replay(recorded((_LATER if streams else _WHOLE)[self.path]))
 

@@ -31,7 +31,7 @@ TABLE: dict[str, set[str]] = {
     "bench": {"backends", "facts", "knobs"},
     "tune": {"plan", "bench"},
     "doctor": {"facts", "knobs"},
-    "autopilot": {"probe", "models", "plan", "apply", "bench", "tune"},
+    "autopilot": {"probe", "models", "plan", "apply", "bench", "tune", "doctor"},
     "report": {"facts", "plan", "bench", "doctor", "apply"},
     "gateway": {"backends", "facts", "config"},
     "dashboard": {"probe", "gateway"},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from velollm.autopilot.chart import chart, choose_backend, choose_model, find_model_facts, places_for
 from velollm.autopilot.landing import activate, export_plan, flights, land, undo
+from velollm.autopilot.mending import Mending, choose_mendable, mend, unmendable
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
 from velollm.autopilot.trial import compare, make_room, measure_as_it_runs, try_plan, why_as_it_runs
 from velollm.backends.base import ModelRef, RunningServer
@@ -25,18 +26,22 @@ from velollm.targets.file import FileTarget
 __all__ = [
     "Cockpit",
     "Course",
+    "Mending",
     "Order",
     "Outcome",
     "Pending",
     "Service",
     "bench",
     "chart",
+    "choose_mendable",
     "export_plan",
     "flights",
     "fly",
+    "mend",
     "run_server",
     "serve",
     "undo",
+    "unmendable",
 ]
 _QUICK_S = 25.0
 
@@ -79,10 +84,18 @@ def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> O
 
 
 def run_server(argv: Sequence[str], paths: Paths | None = None) -> int:
-    """Be the parent of a server: start it with the applied environment, restart it when a flight asks; its status."""
+    """Be the parent of a server: start it with the applied environment, restart it when a flight asks; its status.
+
+    A variable that the environment file sets to nothing is taken from the server, even where we have it.
+    """
     paths = paths or user_paths()
     target = FileTarget(paths.ollama_env)
-    return Runner(argv, lambda: {**os.environ, **parse_env(target.read().text)}, paths.runner_state).run()
+
+    def environ() -> dict[str, str]:
+        applied = parse_env(target.read().text)
+        return {key: value for key, value in {**os.environ, **applied}.items() if value or key not in applied}
+
+    return Runner(argv, environ, paths.runner_state).run()
 
 
 @dataclass(frozen=True)

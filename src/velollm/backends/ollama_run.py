@@ -208,6 +208,17 @@ def reach_runner(state_file: Path) -> RunClient | None:
     return client
 
 
+def read_runner_environ(state_file: Path) -> dict[str, str] | None:
+    """The environment that `velollm run` was started with, which its server inherits; None where it is unknown."""
+    import psutil
+
+    try:
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        return dict(psutil.Process(int(state["pid"])).environ())
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+
+
 def find_runner(state_file: Path, server_pid: int | None) -> RunClient | None:
     """The `velollm run` that is the parent of the server with this process id; None where there is none."""
     client = reach_runner(state_file)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from velollm.errors import VeloError
-from velollm.facts import TruncationFacts
+from velollm.facts import Facts, TruncationFacts
 
 if TYPE_CHECKING:
     from velollm.backends.ollama_http import LoadedModel, OllamaApi
@@ -41,6 +42,49 @@ def wants_reload(context_tokens: int | None) -> bool:
     return context_tokens is None or context_tokens > CHEAP_CONTEXT_TOKENS
 
 
+@dataclass(frozen=True)
+class Probed:
+    """The model that a prompt will be sent to, its context where that is known, and what it costs the server."""
+
+    url: str
+    model: str
+    context_tokens: int | None
+    price: str
+
+
+def choose_probed(facts: Facts) -> Probed:
+    """The model in memory, else the first one installed.
+
+    Raises:
+        VeloError: no server answers, or it has no model.
+    """
+    server = facts.server
+    if server is None or not server.reachable or server.url is None:
+        raise VeloError("no Ollama server answers, so nothing can be sent to it", "start it: ollama serve")
+    if server.loaded:
+        held = server.loaded[0]
+        price = "It is unloaded for a moment, and loaded again." if wants_reload(held.context_tokens) else ""
+        return Probed(server.url, held.name, held.context_tokens, price or "It takes one short answer.")
+    if not server.installed:
+        raise VeloError("Ollama has no model to send a prompt to", "`ollama pull` one first")
+    return Probed(server.url, server.installed[0], None, "It is loaded for that, and unloaded again.")
+
+
+def probe_server(facts: Facts, chosen: Probed) -> Facts:
+    """The facts with what became of a prompt above the context. Raises as `probe_truncation`."""
+    from velollm.backends.ollama_http import OllamaApi
+
+    assert facts.server is not None
+    api = OllamaApi(chosen.url)
+    try:
+        found = probe_truncation(api, chosen.model, chosen.context_tokens)
+    finally:
+        api.close()
+    server = facts.server.model_copy(update={"truncation": found})
+    sources = {**facts.sources, "server.truncation": f"{chosen.url}/api/generate"}
+    return facts.model_copy(update={"server": server, "sources": sources})
+
+
 def probe_truncation(api: OllamaApi, model: str, context_tokens: int | None) -> TruncationFacts | None:
     """What the server does with a prompt above the context of this model; None where the engine does not count.
 
@@ -53,10 +97,10 @@ def probe_truncation(api: OllamaApi, model: str, context_tokens: int | None) -> 
     from velollm.backends.ollama_http import parse_loaded
 
     reload = wants_reload(context_tokens)
-    held = {found.name: found for entry in api.loaded() if (found := parse_loaded(entry)).name}
+    held = {loaded.name: loaded for loaded in map(parse_loaded, api.loaded())}
     small = {"num_ctx": _SMALL_CONTEXT_TOKENS} if reload else {}
     wanted = _SMALL_CONTEXT_TOKENS if context_tokens is None or reload else context_tokens
-    kept = next((found for name, found in held.items() if name in (model, f"{model}:latest")), None)
+    kept = held.get(model) or held.get(f"{model}:latest")
     stay = {} if kept is None else {"keep_alive": kept.keep_alive_left_s()}
     body = {"model": model, "prompt": make_prompt(wanted), "raw": True, "stream": False, **stay}
     body["options"] = {**small, "num_predict": 1, "temperature": 0}

@@ -16,8 +16,11 @@ from velollm.units import render_bytes
 _STYLE = {"critical": "bold red", "warning": "yellow", "note": "dim"}
 
 
-def render_diagnosis(facts: Facts, findings: Sequence[Finding]) -> RenderableType:
-    """The machine in a few lines, then the findings, the three most worth mending first."""
+def render_diagnosis(facts: Facts, findings: Sequence[Finding], mendable: Sequence[Finding] = ()) -> RenderableType:
+    """The machine in a few lines, then the findings, the three most worth mending first.
+
+    ``mendable`` are those that `velollm doctor --fix` may mend here.
+    """
     parts: list[RenderableType] = [_machine(facts), Text("")]
     serious = [finding for finding in findings if finding.severity != "note"]
     notes = [finding for finding in findings if finding.severity == "note"]
@@ -26,19 +29,36 @@ def render_diagnosis(facts: Facts, findings: Sequence[Finding]) -> RenderableTyp
     first = worst_three(findings)
     rest = [finding for finding in serious if finding not in first]
     if first:
-        parts += [Text("Most worth mending:", "bold"), *(_finding(finding) for finding in first)]
+        parts += [Text("Most worth mending:", "bold"), *(_finding(f, f in mendable) for f in first)]
     if rest:
-        parts += [Text("Also:", "bold"), *(_finding(finding) for finding in rest)]
+        parts += [Text("Also:", "bold"), *(_finding(f, f in mendable) for f in rest)]
     if notes:
-        parts += [Text("Notes:", "bold"), *(_finding(finding) for finding in notes)]
+        parts += [Text("Notes:", "bold"), *(_finding(f, f in mendable) for f in notes)]
     return Group(*parts)
 
 
-def _finding(finding: Finding) -> RenderableType:
+def _finding(finding: Finding, mendable: bool) -> RenderableType:
     lines = [Text.assemble((f"{finding.severity:8}", _STYLE[finding.severity]), " ", finding.title)]
+    if finding.why:
+        lines.append(Text(f"         {finding.why}"))
     lines += [Text(f"         {item.where}: {item.value}", "dim") for item in finding.evidence]
     if finding.fix:
         lines.append(Text(f"         mend: {finding.fix}"))
+    if mendable:
+        lines.append(Text("         or: velollm doctor --fix"))
+    return Group(*lines)
+
+
+def render_mending(
+    places: Sequence[str], gone: Sequence[Finding], still: Sequence[Finding], flight: str | None
+) -> RenderableType:
+    """What `velollm doctor --fix` did: the places that it wrote, and which findings are gone or still there."""
+    lines = [Text(""), Text("Mended:", "bold")]
+    lines += [Text(f"wrote    {place}") for place in places]
+    lines += [Text.assemble(("gone     ", "green"), finding.title) for finding in gone]
+    lines += [Text.assemble(("still    ", "yellow"), finding.title) for finding in still]
+    if flight is not None:
+        lines.append(Text(f"`velollm undo {flight}` takes it back."))
     return Group(*lines)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from velollm.autopilot.chart import chart, choose_backend, choose_model, find_model_facts, places_for
-from velollm.autopilot.landing import activate, export_plan, flights, land, undo
+from velollm.autopilot.landing import activate, export_plan, find_flight, flights, land, undo
 from velollm.autopilot.mending import Mending, choose_mendable, mend, unmendable
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
 from velollm.autopilot.trial import compare, make_room, measure_as_it_runs, try_plan, why_as_it_runs
@@ -35,6 +35,7 @@ __all__ = [
     "chart",
     "choose_mendable",
     "export_plan",
+    "find_flight",
     "flights",
     "fly",
     "mend",
@@ -77,7 +78,7 @@ def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> O
         return outcome
     if not confirm(outcome):
         return replace(outcome, applied_reason=f"not applied, because nobody said yes; {trial.reason}")
-    flight = land(course, trial.plan, trial.reason)
+    flight = land(course, trial.plan, trial.reason, trial.result)
     if flight is None:
         return outcome
     return activate(replace(outcome, applied=True, flight=flight.id), cockpit)

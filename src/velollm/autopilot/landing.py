@@ -8,6 +8,7 @@ from pathlib import Path
 from velollm import __version__
 from velollm.apply import UndoResult, Write, apply_writes, undo_flight
 from velollm.autopilot.order import Cockpit, Course, Outcome, Pending
+from velollm.autopilot.record import flight_details
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_run import find_runner, reach_runner
 from velollm.bench.result import BenchResult
@@ -23,8 +24,8 @@ from velollm.targets.ollama_model import BESIDE_SUFFIX, with_suffix
 _CONFIRM_S = 40.0
 
 
-def land(course: Course, plan: Plan, reason: str) -> Flight | None:
-    """Write the plan's settings, journalled; None where everything was so already."""
+def land(course: Course, plan: Plan, reason: str, trial: BenchResult | None = None) -> Flight | None:
+    """Write the plan's settings, journalled with the trial's verdict; None where everything was so already."""
     changes = [(change.target, change.key, change.after) for change in plan.changes]
     writes = [Write(target, after, before) for target, before, after in course.places.writes(changes)]
     meta = FlightMeta(
@@ -32,7 +33,7 @@ def land(course: Course, plan: Plan, reason: str) -> Flight | None:
         backend=course.backend.name,
         model=course.model.name,
         summary=", ".join(f"{change.key}={change.after}" for change in plan.changes),
-        details={"profile": plan.profile.name, "reason": reason},
+        details=flight_details(plan, reason, trial),
     )
     return apply_writes(writes, journal_of(course.order.paths), meta)
 
@@ -118,6 +119,11 @@ def undo(flight: str | None, paths: Paths | None = None) -> UndoResult:
 def flights(paths: Paths | None = None) -> list[Flight]:
     """Every flight so far, oldest first."""
     return journal_of(paths or user_paths()).read_flights()
+
+
+def find_flight(flight_id: str, paths: Paths | None = None) -> Flight:
+    """One flight. Raises `VeloError` where there is none of that id."""
+    return journal_of(paths or user_paths()).read_flight(flight_id)
 
 
 def journal_of(paths: Paths) -> Journal:

@@ -9,8 +9,9 @@ from typing import Any
 from velollm.apply import UndoResult
 from velollm.bench.result import BenchResult, render_result
 from velollm.facts import Facts
-from velollm.journal import Flight
+from velollm.journal import Change, Flight
 from velollm.plan import Plan
+from velollm.targets.base import State
 
 
 def plan_fields(facts: Facts, plan: Plan, label: Callable[[str], str]) -> dict[str, Any]:
@@ -62,4 +63,24 @@ def flight_fields(flight: Flight) -> dict[str, Any]:
         "summary": flight.meta.summary,
         "places": [change.label for change in flight.changes],
         "details": dict(flight.meta.details),
+        "changes": [_change_fields(change) for change in flight.changes],
     }
+
+
+def _change_fields(change: Change) -> dict[str, Any]:
+    """One place that a flight wrote: content as text, None where there was none or it is no text."""
+    return {
+        "place": change.label,
+        "before": _content(change.before),
+        "after": _content(change.after),
+        "written": change.done,
+        "undone": change.undone,
+        "conflict": change.conflict,
+    }
+
+
+def _content(state: State) -> str | None:
+    try:
+        return None if state.content is None else state.content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None

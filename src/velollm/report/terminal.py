@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,7 +13,6 @@ from rich.text import Text
 from velollm.apply import UndoResult
 from velollm.bench.result import BenchResult
 from velollm.bench.stats import Interval, Ratio
-from velollm.journal import Flight
 from velollm.knobs import Knobs, KnobValue
 from velollm.plan import Plan
 from velollm.units import render_bytes, render_duration
@@ -63,19 +62,20 @@ def _figures(result: BenchResult, shown: Sequence[str], ratios: Mapping[str, Rat
 def _interval(interval: Interval, unit: str) -> str:
     if interval.estimate is None:
         return "unknown"
-    digits = 2 if unit == "s" else 0 if interval.estimate >= 1000 else 1
-    text = f"{interval.estimate:.{digits}f}"
-    if interval.low is None or interval.high is None:
-        return text
-    return f"{text} ({interval.low:.{digits}f}-{interval.high:.{digits}f})"
+    return render_interval(interval.estimate, interval.low, interval.high, 2 if unit == "s" else None)
 
 
 def _ratio(ratio: Ratio | None) -> str:
     if ratio is None or ratio.estimate is None:
         return "unknown"
-    if ratio.low is None or ratio.high is None:
-        return f"{ratio.estimate:.2f}"
-    return f"{ratio.estimate:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+    return render_interval(ratio.estimate, ratio.low, ratio.high, 2)
+
+
+def render_interval(estimate: float, low: float | None, high: float | None, digits: int | None) -> str:
+    """A figure with its interval where it has one; ``digits`` None: as many as its size asks for."""
+    places = (0 if estimate >= 1000 else 1) if digits is None else digits
+    text = f"{estimate:.{places}f}"
+    return text if low is None or high is None else f"{text} ({low:.{places}f}-{high:.{places}f})"
 
 
 def render_choices(plan: Plan) -> RenderableType:
@@ -161,18 +161,6 @@ def render_undo(result: UndoResult) -> RenderableType:
     lines += [Text(f"  restored   {label}") for label in result.restored]
     lines += [Text(f"  left alone {conflict.label}: {conflict.reason}") for conflict in result.conflicts]
     return Group(*lines)
-
-
-def render_history(flights: Sequence[Flight]) -> RenderableType:
-    """One line for each flight."""
-    if not flights:
-        return Text("No flights yet: `velollm optimize` makes the first.")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("flight", "status", "model", "settings"):
-        table.add_column(title, no_wrap=title == "flight", overflow="fold")
-    for flight in flights:
-        table.add_row(flight.id, flight.status, Text(flight.meta.model), Text(flight.meta.summary))
-    return table
 
 
 def render_knobs(knobs: Knobs) -> RenderableType:

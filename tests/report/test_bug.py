@@ -200,7 +200,9 @@ def test_words_of_somebody(text: str) -> None:
 
 
 def test_no_variable_that_holds_a_key_a_path_or_an_address_is_shown() -> None:
-    assert not [n for n in SHOWN_VARIABLES if re.search(r"KEY$|TOKEN|SECRET|HOST|ORIGIN|OLLAMA_MODELS|_MODEL$|PROXY", n)]
+    assert not [
+        n for n in SHOWN_VARIABLES if re.search(r"KEY$|TOKEN|SECRET|HOST|ORIGIN|OLLAMA_MODELS|_MODEL$|PROXY", n)
+    ]
 
 
 @given(st.text(max_size=80))

@@ -19,7 +19,6 @@ from velollm.report.terminal import (
     render_comparison,
     render_diff,
     render_explanation,
-    render_history,
     render_knobs,
     render_undo,
     render_value,
@@ -152,13 +151,6 @@ def test_undo_says_what_it_did() -> None:
         "  restored   /a/engine.env",
         "  left alone /b/engine.yaml: changed since",
     ]
-
-
-def test_history_keeps_ids_whole() -> None:
-    assert "No flights yet" in shown(render_history([]))
-    text = shown(render_history([FLIGHT]), width=50)
-    assert FLIGHT.id in text
-    assert "m[1]" in text
 
 
 def test_values_for_people() -> None:

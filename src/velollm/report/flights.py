@@ -88,30 +88,35 @@ def _plan(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def _verdict(verdict: Mapping[str, Any]) -> RenderableType:
-    arms, ratios = verdict.get("arms"), verdict.get("ratio")
+    arms = {name: _mapping(figures) for name, figures in _mapping(verdict.get("arms")).items()}
+    ratios = _mapping(verdict.get("ratio"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
-    figures = arms if isinstance(arms, Mapping) else {}
-    for name in [*figures, "ratio"]:
+    for name in [*arms, "ratio"]:
         table.add_column("plan" if name == "tuned" else name, justify="right", overflow="fold")
     table.add_column("verdict")
     for metric, (title, unit) in _METRICS.items():
-        ratio = ratios.get(metric) if isinstance(ratios, Mapping) else None
-        cells = [_interval(figure.get(metric), unit) for figure in figures.values()]
+        ratio = _mapping(ratios.get(metric))
+        cells = [_interval(_mapping(figures.get(metric)), unit) for figures in arms.values()]
         if any(cells):
             decides = " *" if metric == verdict.get("metric") else ""
-            word = str(ratio.get("verdict", "")) if ratio else ""
-            table.add_row(f"{title} {unit}{decides}", *cells, _interval(ratio, ""), word)
+            table.add_row(f"{title} {unit}{decides}", *cells, _interval(ratio, ""), str(ratio.get("verdict", "")))
     told = f"* decides. Workload {verdict.get('workload')}, {verdict.get('rounds')} rounds, 95% intervals."
     return Group(table, Text(told, "dim"))
 
 
-def _interval(figure: Mapping[str, Any] | None, unit: str) -> str:
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _interval(figure: Mapping[str, Any], unit: str) -> str:
     """An interval of the journal; empty where there was no such figure."""
-    if not isinstance(figure, Mapping) or figure.get("estimate") is None:
-        return ""
-    digits = 2 if unit in ("s", "") else None
-    return render_interval(figure["estimate"], figure.get("low"), figure.get("high"), digits)
+    estimate, low, high = (_number(figure.get(name)) for name in ("estimate", "low", "high"))
+    return "" if estimate is None else render_interval(estimate, low, high, 2 if unit in ("s", "") else None)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _change(change: Change) -> Iterator[Text]:

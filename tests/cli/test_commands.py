@@ -100,7 +100,7 @@ def check_doctor(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     found = document(done)
     assert set(found) == {"schema_version", "facts", "findings"}
     for finding in found["findings"]:
-        assert set(finding) == {"check", "severity", "title", "evidence", "fix"}
+        assert set(finding) == {"check", "severity", "title", "evidence", "fix", "why", "mend", "mendable"}
         assert finding["evidence"]
         assert {frozenset(item) for item in finding["evidence"]} == {frozenset({"where", "value"})}
     serious = [finding for finding in found["findings"] if finding["severity"] != "note"]

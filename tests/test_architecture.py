@@ -32,7 +32,8 @@ TABLE: dict[str, set[str]] = {
     "tune": {"plan", "bench"},
     "doctor": {"facts", "knobs"},
     "autopilot": {"probe", "models", "plan", "apply", "bench", "tune", "doctor"},
-    "report": {"facts", "plan", "bench", "doctor", "apply"},
+    "status": {"probe", "apply"},
+    "report": {"facts", "plan", "bench", "doctor", "apply", "status"},
     "gateway": {"backends", "facts", "config"},
     "dashboard": {"probe", "gateway"},
 }

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from velollm.backends.ollama_run import RunClient, Runner, find_runner
+from velollm.backends.ollama_run import RELAY, RunClient, Runner, find_runner
 from velollm.errors import VeloError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="process ids are watched as Linux does it")
@@ -99,6 +100,28 @@ def gone(*pids: int) -> bool:
         if not ended:
             return False
     return True
+
+
+def test_a_restart_does_not_take_the_end_of_the_old_server_for_that_of_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen
+
+    def start_late(*args: Any, **options: Any) -> subprocess.Popen[str]:
+        # The old server's output ends while the new one is being started.
+        (relay,) = [thread for thread in threading.enumerate() if thread.name == RELAY]
+        os.kill(found.out.settings()[0][2], signal.SIGKILL)
+        relay.join(20)
+        return start(*args, **options)
+
+    with running(tmp_path, SERVER.replace('signal.pause()"])', 'signal.pause()"], start_new_session=True)')) as found:
+        client = found.client()
+        monkeypatch.setattr("velollm.backends.ollama_run.subprocess.Popen", start_late)
+        client.restart()
+        (_, _, old), (_, pid, new) = found.out.settings()
+        assert client.server_pid() == pid
+        os.kill(new, signal.SIGKILL)
+    assert gone(old, new)
 
 
 def test_a_restart_reads_the_environment_anew(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from velollm.errors import VeloError
 
 _START_S = 120.0
 _STOP_S = 15.0
+RELAY = "relay of a server's output"
+"""Name of the threads that pass on what a server says, one for each start."""
 
 
 class Runner:
@@ -74,10 +76,9 @@ class Runner:
                     return status
 
     def _start(self) -> None:
-        self._listening.clear()
-        self._up = False
+        listening = threading.Event()
         try:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 self._argv,
                 env=dict(self._environ()),
                 stdin=subprocess.DEVNULL,
@@ -90,9 +91,11 @@ class Runner:
             raise VeloError(
                 f"cannot start {self._argv[0]}: {error.strerror}", "give the program that you start your server with"
             ) from error
-        threading.Thread(target=self._relay, args=(self._process,), daemon=True).start()
+        # The relay of an earlier start may still be at work: it has an event of its own.
+        self._process, self._listening, self._up = process, listening, False
+        threading.Thread(target=self._relay, args=(process, listening), name=RELAY, daemon=True).start()
 
-    def _relay(self, process: subprocess.Popen[str]) -> None:
+    def _relay(self, process: subprocess.Popen[str], listening: threading.Event) -> None:
         assert process.stderr is not None
         for line in process.stderr:
             with contextlib.suppress(OSError, ValueError):
@@ -100,11 +103,10 @@ class Runner:
                 self._err.flush()
             if process is self._process and parse_listening(line):
                 self._up = True
-                self._listening.set()
+                listening.set()
         process.stderr.close()
-        if process is self._process:
-            # Whoever waits for the server to listen must not wait for a dead one.
-            self._listening.set()
+        # Whoever waits for the server to listen must not wait for a dead one.
+        listening.set()
 
     def _stop(self) -> None:
         process = self._process

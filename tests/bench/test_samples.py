@@ -50,6 +50,14 @@ def test_prefill_is_unknown_where_nobody_counts_or_all_was_cached() -> None:
     assert (cached.prefill_tokens_per_s, cached.prefill_basis) == (None, None)
 
 
+def test_the_first_token_of_the_answer_is_told_only_after_thinking() -> None:
+    events = ((0.5, 1), (2.5, 9))
+    thought = single_figures(Completion(events, "length", answer_ttft_s=2.5), 10)
+    assert (thought.ttft_s, thought.answer_ttft_s) == (0.5, 2.5)
+    assert single_figures(Completion(events, "length", answer_ttft_s=0.5), 10).answer_ttft_s is None
+    assert single_figures(Completion(events, "length"), 10).answer_ttft_s is None
+
+
 @pytest.mark.parametrize("completion", [Completion((), "error", error="full"), Completion((), "stop")])
 def test_a_failure_has_no_figures(completion: Completion) -> None:
     figures = single_figures(completion, 10)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from velollm.apply import Conflict, UndoResult
-from velollm.bench.result import BenchResult
-from velollm.bench.samples import Sample
+from velollm.bench.result import BenchResult, render_result
+from velollm.bench.samples import METRICS, Sample
 from velollm.bench.sizes import Sizes
 from velollm.journal import Flight, FlightMeta
 from velollm.knobs import Choice
@@ -85,6 +86,17 @@ def test_comparison_shows_every_figure_with_its_interval_and_verdict() -> None:
     assert "40.0" in text
     assert text.count("1.0 GiB") == 2
     assert "a [note]" in text
+
+
+def test_the_first_token_of_the_answer_has_a_row_where_a_model_thinks() -> None:
+    plain, thinking = result(), result(answer_ttft_s=3.0)
+    assert "answer" not in shown(render_comparison(plain))
+    assert set(json.loads(json.dumps(render_result(plain)))["ratio"]) == set(METRICS)
+    assert " answer TTFT s 3.00 " in " ".join(shown(render_comparison(thinking)).split())
+    found = json.loads(json.dumps(render_result(thinking)))
+    assert found["summary"]["tuned"]["answer_ttft"]["estimate"] == pytest.approx(3.0)
+    assert list(found["ratio"])[:2] == ["ttft", "answer_ttft"]
+    assert found["runs"][0]["answer_ttft_s"] == 3.0
 
 
 @pytest.mark.parametrize(("pace", "verdict"), [(0.5, "slower"), (1.0, "no difference")])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from velollm.bench.samples import METRICS, Sample
+from velollm.bench.samples import ANSWER_TTFT, METRICS, Sample
 from velollm.bench.sizes import Sizes
 from velollm.bench.stats import Interval, Ratio, compare_arms, peak_memory_bytes, summarise
 
@@ -31,22 +31,29 @@ class BenchResult:
     current: str = "current"
 
     @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the figures: `METRICS`, and next to the TTFT that of the answer where a model thought before it."""
+        thought = any(run.answer_ttft_s is not None for run in self.runs)
+        names = [[name, ANSWER_TTFT.name] if name == "ttft" and thought else [name] for name in METRICS]
+        return tuple(name for group in names for name in group)
+
+    @cached_property
     def ratios(self) -> Mapping[str, Ratio]:
-        """Tuned against default for each of `METRICS`; empty where one of the two arms did not run."""
+        """Tuned against default for each of `metrics`; empty where one of the two arms did not run."""
         if self.default not in self.arms or self.tuned not in self.arms:
             return {}
-        return {metric: compare_arms(self.runs, self.default, self.tuned, metric) for metric in METRICS}
+        return {metric: compare_arms(self.runs, self.default, self.tuned, metric) for metric in self.metrics}
 
     @cached_property
     def ratios_to_current(self) -> Mapping[str, Ratio]:
         """Tuned against what was set before; empty where that was no arm of its own."""
         if self.current not in self.arms or self.tuned not in self.arms:
             return {}
-        return {metric: compare_arms(self.runs, self.current, self.tuned, metric) for metric in METRICS}
+        return {metric: compare_arms(self.runs, self.current, self.tuned, metric) for metric in self.metrics}
 
     def summary(self, arm: str) -> dict[str, Interval]:
-        """One arm's figures for each of `METRICS`, with their intervals."""
-        return {metric: summarise(self.runs, arm, metric) for metric in METRICS}
+        """One arm's figures for each of `metrics`, with their intervals."""
+        return {metric: summarise(self.runs, arm, metric) for metric in self.metrics}
 
     def peak_memory_bytes(self, arm: str) -> int | None:
         """The most memory that an arm's server held."""

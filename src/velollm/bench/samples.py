@@ -8,7 +8,7 @@ from typing import Literal
 
 from velollm.backends.base import Completion
 
-MetricName = Literal["ttft", "prefill", "decode", "aggregate_4", "worst_ttft_4"]
+MetricName = Literal["ttft", "answer_ttft", "prefill", "decode", "aggregate_4", "worst_ttft_4"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ METRICS: dict[str, Metric] = {
     )
 }
 
+ANSWER_TTFT = Metric("answer_ttft", "answer_ttft_s", higher_is_better=False)
+"""Only of models that think before they answer; it decides nothing."""
+
 
 @dataclass(frozen=True)
 class SingleFigures:
@@ -39,9 +42,11 @@ class SingleFigures:
     ``prompt_tokens`` were computed for it, ``cached_prompt_tokens`` were not (None: the engine does not say).
     ``prefill_basis``: ``engine`` where the prefill time is the engine's own, ``client`` where it is the TTFT.
     ``answer_tokens`` came within ``answer_s`` from the request on; ``finish`` says what ended the answer.
+    ``answer_ttft_s``: time to the first token after any thinking, where there was some.
     """
 
     ttft_s: float | None = None
+    answer_ttft_s: float | None = None
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     prefill_basis: Literal["engine", "client"] | None = None
@@ -80,6 +85,7 @@ class Sample:
     round: int
     order: int
     ttft_s: float | None = None
+    answer_ttft_s: float | None = None
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
     aggregate_4_tokens_per_s: float | None = None
@@ -118,8 +124,10 @@ def single_figures(completion: Completion, counted_tokens: int | None) -> Single
     fresh = counted_tokens if completion.fresh_prompt_tokens is None else completion.fresh_prompt_tokens
     by_engine = completion.fresh_prompt_tokens is not None and bool(completion.prompt_s)
     last_s, tokens = completion.events[-1]
+    answer_ttft_s = completion.answer_ttft_s
     return SingleFigures(
         ttft_s=completion.ttft_s,
+        answer_ttft_s=None if answer_ttft_s == completion.ttft_s else answer_ttft_s,
         prefill_tokens_per_s=_rate(fresh, completion.prompt_s if by_engine else completion.ttft_s),
         decode_tokens_per_s=decode_rate(completion),
         prefill_basis=None if not fresh else "engine" if by_engine else "client",

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from velollm.bench.samples import METRICS, Metric, Sample, value_of
+from velollm.bench.samples import ANSWER_TTFT, METRICS, Metric, Sample, value_of
 
 Verdict = Literal["faster", "slower", "no difference"]
 
@@ -92,9 +92,14 @@ def verdict_of(interval: Interval) -> Verdict:
     return "no difference"
 
 
+def metric_of(name: str) -> Metric:
+    """One of `METRICS`, or the time to the first token of the answer."""
+    return ANSWER_TTFT if name == ANSWER_TTFT.name else METRICS[name]
+
+
 def compare_arms(samples: Iterable[Sample], default: str, tuned: str, metric: str) -> Ratio:
     """Ratio of two arms for one of `METRICS`, over the rounds in which both gave the figure."""
-    chosen = METRICS[metric]
+    chosen = metric_of(metric)
     by_round = _by_round(samples, chosen, (default, tuned))
     pairs = [(found[default], found[tuned]) for _, found in sorted(by_round.items()) if len(found) == 2]
     return ratio_of_pairs(pairs, higher_is_better=chosen.higher_is_better)
@@ -102,7 +107,7 @@ def compare_arms(samples: Iterable[Sample], default: str, tuned: str, metric: st
 
 def summarise(samples: Iterable[Sample], arm: str, metric: str) -> Interval:
     """One arm's figure for one of `METRICS`, with the interval over its rounds."""
-    chosen = METRICS[metric]
+    chosen = metric_of(metric)
     values = (value_of(sample, chosen) for sample in samples if sample.arm == arm)
     return mean_interval([value for value in values if value is not None])
 

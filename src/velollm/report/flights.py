@@ -17,7 +17,7 @@ from velollm.targets.base import State
 
 _METRICS = {
     "ttft": ("TTFT", "s"),
-    "answer_ttft": ("TTFT of the answer", "s"),
+    "answer_ttft": ("answer TTFT", "s"),
     "prefill": ("prefill", "tok/s"),
     "decode": ("decode", "tok/s"),
     "aggregate_4": ("4 users, total", "tok/s"),

@@ -19,6 +19,7 @@ from velollm.units import render_bytes, render_duration
 
 _ROWS = (
     ("ttft", "TTFT", "s"),
+    ("answer_ttft", "answer TTFT", "s"),
     ("prefill", "prefill", "tok/s"),
     ("decode", "decode", "tok/s"),
     ("aggregate_4", "4 users, total", "tok/s"),
@@ -50,7 +51,7 @@ def _figures(result: BenchResult, shown: Sequence[str], ratios: Mapping[str, Rat
         table.add_column("ratio", justify="right", overflow="fold")
         table.add_column("verdict")
     summaries = {arm: result.summary(arm) for arm in shown}
-    for metric, title, unit in _ROWS:
+    for metric, title, unit in (row for row in _ROWS if row[0] in result.metrics):
         cells: list[str | Text] = [_interval(summaries[arm][metric], unit) for arm in shown]
         if ratio := ratios.get(metric):
             cells += [_ratio(ratio), Text(ratio.verdict, _VERDICT_STYLE[ratio.verdict])]

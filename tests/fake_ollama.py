@@ -108,7 +108,7 @@ def _full(name: str) -> str:
 
 
 def _text_of(value: object) -> str:
-    return json.dumps(value)
+    return "<nil>" if value is None else json.dumps(value)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -127,6 +127,36 @@ def test_a_removed_parameter_gives_way_to_the_originals_own(tmp_path: Path, fake
     assert fake.digests() == {f"{MODEL}:latest": before}
 
 
+@pytest.mark.parametrize("earlier", [[], [("model", "num_ctx", "1024")]])
+def test_the_originals_own_parameter_can_be_overridden_with_the_engines_default(
+    tmp_path: Path, fake: FakeOllama, earlier: list[tuple[str, str, str]]
+) -> None:
+    own = (("num_ctx", "512"), ("stop", '"x"'))
+    fake.store[f"{MODEL}:latest"] = StoredModel("weights", own)
+    before, journal = fake.digests(), Journal(tmp_path / "journal")
+    found = OllamaPlaces(Ollama(), MODEL, tmp_path / "ollama.env", override=True)
+    if earlier:
+        apply(found, earlier, journal)
+    apply(found, [("model", "num_ctx", None)], journal)
+    assert fake.bodies("/api/create")[-1]["parameters"] == {"num_ctx": None}
+    model = fake.find(MODEL)
+    assert model is not None
+    assert model.parameters == (("num_ctx", "<nil>"), ("stop", '"x"'))
+    assert found.read_settings() == {}
+    apply(found, [("model", "num_thread", "1")], journal)
+    assert fake.bodies("/api/create")[-1]["parameters"] == {"num_ctx": None, "num_thread": 1}
+    for _ in range(3):
+        undo_flight(journal)
+    assert fake.digests() == before
+
+
+def test_drafting_is_off_by_default_only_where_it_is_said(tmp_path: Path, fake: FakeOllama) -> None:
+    fake.store[f"{MODEL}:latest"] = StoredModel("weights", (("draft_num_predict", "8"),))
+    found = OllamaPlaces(Ollama(), MODEL, tmp_path / "ollama.env", override=True)
+    apply(found, [("model", "draft_num_predict", None)], Journal(tmp_path / "journal"))
+    assert fake.bodies("/api/create")[-1]["parameters"] == {"draft_num_predict": 0}
+
+
 def test_nothing_to_remove_is_nothing_to_write(tmp_path: Path) -> None:
     assert places(tmp_path).writes([("model", "num_thread", None)]) == []
 

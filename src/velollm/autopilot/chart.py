@@ -104,7 +104,9 @@ def _only_model(backend: OpenAiBackend, cockpit: Cockpit) -> ModelRef:
 def places_for(backend: Backend, model: ModelRef, order: Order) -> Places:
     """Where the backend keeps its settings for this model."""
     if isinstance(backend, OllamaBackend):
-        return OllamaPlaces(backend, model.name, order.paths.ollama_env, beside=order.beside)
+        # What a person has pinned to the engine's default is meant so, whatever the original says.
+        override = order.override or bool(order.pins)
+        return OllamaPlaces(backend, model.name, order.paths.ollama_env, beside=order.beside, override=override)
     return engine_places(order.paths, str(model.path or model.name))
 
 

@@ -125,7 +125,7 @@ def _summary(orders: _Orders) -> Iterable[str]:
 def _writes(orders: _Orders, paths: Paths, backend: OllamaBackend) -> list[Write]:
     writes: list[Write] = []
     for model, parameters in orders.parameters.items():
-        places = OllamaPlaces(backend, model, paths.ollama_env)
+        places = OllamaPlaces(backend, model, paths.ollama_env, override=True)
         settings = [("model", name, value) for name, value in parameters.items()]
         writes += [Write(target, after, before) for target, before, after in places.writes(settings)]
     if orders.variables:

@@ -11,6 +11,7 @@ from velollm.errors import VeloError
 from velollm.targets.base import State
 from velollm.targets.enginefile import parse_engine_settings
 from velollm.targets.envfile import parse_env
+from velollm.targets.ollama_model import NO_VALUE
 
 _UNIT_LINE = re.compile(r"^\s*Environment=(.*)$", re.MULTILINE)
 _MANIFESTS = ("original", "base", "digest")
@@ -57,7 +58,7 @@ def _of_pairs(pairs: list[object]) -> dict[str, str]:
     """[name, value] pairs; of a name that comes more than once all values, joined."""
     found: dict[str, str] = {}
     for pair in pairs:
-        if isinstance(pair, list) and len(pair) == 2:
+        if isinstance(pair, list) and len(pair) == 2 and pair[1] != NO_VALUE:
             name, value = str(pair[0]), str(pair[1])
             found[name] = f"{found[name]} {value}" if name in found else value
     return found

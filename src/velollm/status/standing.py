@@ -237,6 +237,8 @@ def _judge(
         return "unknown", "the environment of the server's process may not be read"
     if (running or "") == (wanted or ""):
         return "runs", None
+    if wanted is None and not _VARIABLE.fullmatch(key):
+        return "unknown", "left to the engine, which does not say whether a value is its own"
     if not _VARIABLE.fullmatch(key):
         return "differs", "loaded before the change, or by a request with options of its own"
     changed_at = reading.changed_at if reading else None

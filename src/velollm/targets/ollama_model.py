@@ -18,6 +18,13 @@ BEFORE_SUFFIX = "-before-velollm"
 BESIDE_SUFFIX = "-velollm"
 _SWAP_SUFFIX = "-swap-velollm"
 Parameters = list[list[str]]
+NO_VALUE = "<nil>"
+"""What `/api/show` prints for a parameter without a value (server/routes.go:1506, `%#v` of nil).
+
+`/api/create` cannot take a parameter from a model: it lays the new ones over those of the model that it starts from
+(server/create.go:1377-1382). But one that is set to null is skipped when the options are put together
+(api/types.go:1013), so that the engine's default holds; only that it is named still counts (server/routes.go:181,193).
+"""
 
 
 def with_suffix(name: str, suffix: str) -> str:
@@ -202,6 +209,8 @@ def _delete(api: OllamaApi, name: str) -> None:
 
 def _typed(text: str) -> object:
     """A parameter's text as JSON: `/api/create` stores the type that it is given."""
+    if text == NO_VALUE:
+        return None
     try:
         return json.loads(text)
     except ValueError:

@@ -17,6 +17,7 @@ from velollm.targets.file import FileTarget
 from velollm.targets.ollama_model import (
     BEFORE_SUFFIX,
     BESIDE_SUFFIX,
+    NO_VALUE,
     OllamaCopyTarget,
     OllamaModelTarget,
     merge_parameters,
@@ -33,6 +34,9 @@ _TUNING = frozenset(
         *("MAX_LOADED_MODELS", "FLASH_ATTENTION", "KV_CACHE_TYPE"),
     )
 )
+# Where the default that null brings is not what the engine would do by itself: it drafts 4 tokens for any model that
+# names the parameter (server/routes.go:135-156).
+_DEFAULTS = {"draft_num_predict": "0"}
 _TUNED_PARAMETERS = frozenset((*PARAMETER_OF_KNOB.values(), "use_mmap"))
 
 
@@ -42,10 +46,15 @@ def tuning_of(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class OllamaPlaces(Places):
-    """Places of one model on one Ollama server. ``beside`` leaves the model's own name alone."""
+    """Places of one model on one Ollama server. ``beside`` leaves the model's own name alone.
 
-    def __init__(self, backend: OllamaBackend, model: str, env_file: Path, *, beside: bool = False) -> None:
-        self.backend, self.model, self.beside = backend, model, beside
+    ``override``: a parameter that is taken away gives way to the engine's default, not to the original's own.
+    """
+
+    def __init__(
+        self, backend: OllamaBackend, model: str, env_file: Path, *, beside: bool = False, override: bool = False
+    ) -> None:
+        self.backend, self.model, self.beside, self.override = backend, model, beside, override
         self.environment = FileTarget(env_file)
         self._copy = with_suffix(model, BEFORE_SUFFIX)
 
@@ -59,7 +68,8 @@ class OllamaPlaces(Places):
         running = tuning_of(process.environ) if process is not None and process.environ is not None else {}
         environ = {**running, **parse_env(self.environment.read().text)}
         found = {("environment", key): value for key, value in environ.items()}
-        found.update({("model", name): value for name, value in self._parameters(self.model).items()})
+        parameters = self._parameters(self.model)
+        found.update({("model", name): value for name, value in parameters.items() if value != NO_VALUE})
         return found
 
     def _parameters(self, name: str) -> dict[str, str]:
@@ -115,7 +125,8 @@ class OllamaPlaces(Places):
     def _model_writes(self, changes: Mapping[str, str | None]) -> list[Write]:
         """The copy of the original where there is none yet, and the name with the original's parameters and ours.
 
-        What an earlier flight set stays; a value None takes it away, and the original's own holds again.
+        What an earlier flight set stays. A value None takes it away, and the original's own holds again; with
+        ``override`` the engine's default does, and where the original sets the parameter, ours has to say so.
         """
         api, url = self.backend.api, self.backend.url
         name = with_suffix(self.model, BESIDE_SUFFIX) if self.beside else self.model
@@ -130,6 +141,10 @@ class OllamaPlaces(Places):
         original = parse_parameters(str(api.show(base if kept else self.model).get("parameters", "")))
         ours = {} if self.beside else self._parameters(self.model)
         wanted = {key: value for key, value in {**ours, **changes}.items() if value is not None}
+        if self.override:
+            own = {pair[0] for pair in original}
+            gone = [key for key, value in changes.items() if value is None and key in own]
+            wanted.update({key: _DEFAULTS.get(key, NO_VALUE) for key in gone})
         merged = merge_parameters(original, wanted)
         writes: list[Write] = []
         if kept is None:

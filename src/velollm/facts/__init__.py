@@ -8,13 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from velollm.facts.base import Frozen
+from velollm.facts.server import (
+    EngineFacts,
+    FailedLoad,
+    InstalledModelFacts,
+    LoadedModelFacts,
+    OptionReload,
+    ServerActivity,
+    ServerFacts,
+    StorageFacts,
+    TruncationFacts,
+    UnreadFacts,
+)
 
-class Frozen(BaseModel):
-    """Base of all facts: immutable, and no field that is not declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+__all__ = [
+    "CgroupFacts",
+    "CpuFacts",
+    "EngineFacts",
+    "Facts",
+    "FailedLoad",
+    "Frozen",
+    "GpuFacts",
+    "GpuProcess",
+    "InstalledModelFacts",
+    "KernelFacts",
+    "LoadFacts",
+    "LoadedModelFacts",
+    "LogFacts",
+    "LogGpu",
+    "MemoryFacts",
+    "MigDevice",
+    "MlaFacts",
+    "ModelFacts",
+    "OptionReload",
+    "PastFlight",
+    "PcieFacts",
+    "PowerFacts",
+    "ServerActivity",
+    "ServerFacts",
+    "SsmFacts",
+    "StorageFacts",
+    "ThermalFacts",
+    "TruncationFacts",
+    "UnreadFacts",
+]
 
 
 class CpuFacts(Frozen):
@@ -43,6 +83,8 @@ class CpuFacts(Frozen):
     affinity: str | None = None
     isa: tuple[str, ...] | None = None
     governor: str | None = None
+    governor_driver: str | None = None
+    energy_preference: str | None = None
     board: str | None = None
 
 
@@ -81,8 +123,9 @@ class CgroupFacts(Frozen):
 
 
 class PowerFacts(Frozen):
-    """Battery or mains."""
+    """Battery or mains. ``profile``: the machine's power mode (``low-power``, ``balanced``, ``performance`` …)."""
 
+    profile: str | None = None
     on_battery: bool | None = None
     battery_percent: float | None = None
     battery_health_percent: float | None = None
@@ -135,7 +178,11 @@ class GpuProcess(Frozen):
 
 
 class GpuFacts(Frozen):
-    """One GPU. ``vram_bytes`` is the card's own memory; with ``unified_memory`` None unless a carve-out is fixed."""
+    """One GPU. ``vram_bytes`` is the card's own memory; with ``unified_memory`` None unless a carve-out is fixed.
+
+    ``spilled_bytes``: GPU memory that Windows keeps in main memory. ``throttle_reasons``: why its clock is held down
+    now.
+    """
 
     vendor: str | None = None
     name: str | None = None
@@ -159,6 +206,8 @@ class GpuFacts(Frozen):
     pcie: PcieFacts | None = None
     pci: str | None = None
     pci_device_id: str | None = None
+    spilled_bytes: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
     numa_node: int | None = None
     cpu_affinity: str | None = None
     display_active: bool | None = None
@@ -193,125 +242,6 @@ class LogFacts(Frozen):
     total_vram: str | None = None
     memory: str | None = None
     default_num_ctx: int | None = None
-
-
-class LoadedModelFacts(Frozen):
-    """A model in a server's memory. ``gpu_bytes`` is what the server counts as GPU memory.
-
-    A machine without a GPU can count some too (a buffer for AMX), so it proves no GPU. ``keep_alive_left_s`` -1
-    is for ever. ``argv`` is the command line of the engine's process that holds it.
-    """
-
-    name: str
-    size_bytes: int | None = None
-    gpu_bytes: int | None = None
-    context_tokens: int | None = None
-    slots: int | None = None
-    keep_alive_left_s: int | None = None
-    argv: tuple[str, ...] | None = None
-
-
-class UnreadFacts(Frozen):
-    """Something of a server that could not be read, why, and what would help."""
-
-    what: str
-    why: str
-    help: str
-
-
-class FailedLoad(Frozen):
-    """A model that a server could not load, and the engine's own words for why."""
-
-    model: str
-    reason: str | None = None
-
-
-class ServerActivity(Frozen):
-    """What a server's log tells of its work since it started (or as far back as the log was read).
-
-    ``overlapping_requests``: answers that surely began before an earlier one had ended, ``overlap_s`` for how long
-    together. ``failures``: models whose last load failed. ``reload_gaps_s``: idle seconds before each load of a
-    model that had been unloaded though nothing else had changed. ``compute``: libraries of the ``inference compute``
-    lines (``cpu`` alone: no GPU was found). ``clients``: other machines that were answered.
-    """
-
-    requests: int = 0
-    overlapping_requests: int = 0
-    overlap_s: float = 0.0
-    models: int = 0
-    loads: int = 0
-    failed_loads: int = 0
-    failures: tuple[FailedLoad, ...] = ()
-    truncated: int = 0
-    longest_truncated_tokens: int | None = None
-    smallest_kept_tokens: int | None = None
-    reload_gaps_s: tuple[float, ...] = ()
-    compute: tuple[str, ...] | None = None
-    clients: tuple[str, ...] = ()
-
-
-class TruncationFacts(Frozen):
-    """What a server did with a prompt that was longer than its context.
-
-    ``prompt_tokens`` by the engine's own count, ``kept_tokens`` by the reply, which had the HTTP status ``status``.
-    """
-
-    model: str
-    context_tokens: int
-    prompt_tokens: int
-    kept_tokens: int | None = None
-    status: int = 200
-
-
-class ServerFacts(Frozen):
-    """A running inference server and what it really runs with; or one that is installed and does not answer.
-
-    ``generation``: what runs the models, ``runner`` or ``llama-server``. ``environment`` and ``argv`` are of the
-    server's process; ``logged_environment`` is what its log says it took, defaults included. ``configured`` are
-    variables by the place that sets them (a service's unit, an environment file), effective or not. ``managed``:
-    ``systemd``, ``launchd``, ``container``, ``app``, ``velollm run`` or ``by hand``. ``elsewhere``: addresses where
-    other servers of its kind listen. ``log``: where its log is. ``truncation`` is known only where it was tried.
-    """
-
-    engine: str | None = None
-    runner: str | None = None
-    version: str | None = None
-    context_tokens: int | None = None
-    slots: int | None = None
-    flash_attention: str | None = None
-    kv_type: str | None = None
-    batch: int | None = None
-    ubatch: int | None = None
-    gpu_layers: int | None = None
-    total_layers: int | None = None
-    threads: int | None = None
-    kv_cache_bytes: int | None = None
-    url: str | None = None
-    reachable: bool | None = None
-    remote: bool | None = None
-    generation: str | None = None
-    binary: str | None = None
-    pid: int | None = None
-    user: str | None = None
-    argv: tuple[str, ...] | None = None
-    environment: Mapping[str, str] | None = None
-    logged_environment: Mapping[str, str] | None = None
-    configured: Mapping[str, Mapping[str, str]] | None = None
-    keep_alive_s: int | None = None
-    managed: str | None = None
-    unit: str | None = None
-    unit_state: str | None = None
-    user_unit: bool | None = None
-    needs_reload: bool | None = None
-    listens: tuple[str, ...] | None = None
-    elsewhere: tuple[str, ...] | None = None
-    log: str | None = None
-    models_dir: str | None = None
-    installed: tuple[str, ...] | None = None
-    loaded: tuple[LoadedModelFacts, ...] | None = None
-    activity: ServerActivity | None = None
-    truncation: TruncationFacts | None = None
-    unreadable: tuple[UnreadFacts, ...] = ()
 
 
 class MlaFacts(Frozen):
@@ -367,6 +297,25 @@ class ModelFacts(Frozen):
     bytes_by_type: Mapping[str, int] = Field(default_factory=dict)
 
 
+class KernelFacts(Frozen):
+    """What the kernel's log tells since the machine started: how often it woke up again, and GPUs that it lost."""
+
+    resumes: int | None = None
+    gpu_errors: tuple[str, ...] = ()
+    numa_balancing: bool | None = None
+
+
+class PastFlight(Frozen):
+    """The machine as it was when it was last measured or changed; ``when``: UTC, ISO 8601."""
+
+    when: str
+    memory_bytes: int | None = None
+    cpu: str | None = None
+    gpus: tuple[str, ...] | None = None
+    gpu_drivers: tuple[str, ...] | None = None
+    engine_version: str | None = None
+
+
 class Facts(Frozen):
     """Everything that is known, and where each value was read (``sources``: path of the fact to place)."""
 
@@ -379,6 +328,8 @@ class Facts(Frozen):
     load: LoadFacts | None = None
     gpus: tuple[GpuFacts, ...] | None = None
     gpus_attached: int | None = None
+    kernel: KernelFacts | None = None
+    past: PastFlight | None = None
     container: str | None = None
     virtual_machine: bool | None = None
     wsl: bool | None = None

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TypeVar
 
 from velollm.backends.ollama_log import parse_failure, parse_truncations
-from velollm.facts import FailedLoad, ServerActivity
+from velollm.facts import EngineFacts, FailedLoad, OptionReload, ServerActivity
 from velollm.probe.logline import log_lines, parse_fields
+from velollm.probe.ollama_engine import compare_options, parse_engine, parse_options
 from velollm.probe.server import last_start
 
 _REQUEST = re.compile(
@@ -37,6 +39,10 @@ _ANSWERS = frozenset(
 )
 # Shorter ones come about by chance, and cost a client next to nothing.
 _OVERLAP_S = 0.5
+# A model that nobody asked for as long was gone by itself (the default keep-alive).
+_STILL_LOADED_S = 300.0
+_Named = TypeVar("_Named", FailedLoad, OptionReload, EngineFacts)
+_CONTEXT_TIER = re.compile(r'msg="vram-based default context" .*\bdefault_num_ctx=(\d{1,9})\b')
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,13 @@ class _Loads:
     disturbed: bool = False
     begin: int = 0
     pending: bool = False
+    changed: bool = False
+    loading: bool = False
     models: set[str] = field(default_factory=set)
     failures: dict[str, FailedLoad] = field(default_factory=dict)
     gaps_s: list[float] = field(default_factory=list)
+    reloads: list[OptionReload] = field(default_factory=list)
+    engine: EngineFacts | None = None
     loads: int = 0
     failed: int = 0
 
@@ -94,6 +104,9 @@ def parse_activity(text: str) -> ServerActivity:
         longest_truncated_tokens=max((prompt for _, prompt, _ in cut), default=None),
         smallest_kept_tokens=min((kept for _, _, kept in cut), default=None),
         reload_gaps_s=tuple(seen.gaps_s),
+        option_reloads=tuple(seen.reloads),
+        engine=seen.engine,
+        default_context_tokens=next((int(m.group(1)) for line in lines if (m := _CONTEXT_TIER.search(line))), None),
         compute=tuple(dict.fromkeys(compute)) or None,
         clients=tuple(dict.fromkeys(r.client for r in requests if r.status < 400 and _is_other(r.client))),
     )
@@ -153,6 +166,8 @@ def _follow_loads(lines: Sequence[str]) -> _Loads:
             state.disturbed = True
         elif (request := parse_request(line)) is not None and request.is_answer:
             state.busy_until = request.ended
+    if state.loading:
+        state.engine = parse_engine(lines[state.begin :], state.model)
     return state
 
 
@@ -163,19 +178,34 @@ def _started(state: _Loads, line: str, place: int) -> None:
         return
     model, bare = match.group(1), re.sub(r"--port \d+", "", command)
     began = parse_line_time(line)
+    state.changed = False
     same = model == state.model and bare == state.command and not state.disturbed
     if same and began is not None and state.busy_until is not None:
         gap_s = (began - state.busy_until).total_seconds()
         if gap_s > 0:
             state.gaps_s.append(round(gap_s, 1))
+    if model == state.model and bare != state.command and not state.disturbed and state.command is not None:
+        _options_changed(state, model, bare, began)
     state.model, state.command, state.disturbed = model, bare, False
     state.busy_until = began
     state.models.add(model)
     state.loads += 1
-    state.begin, state.pending = place, True
+    state.begin, state.pending, state.loading = place, True, True
+
+
+def _options_changed(state: _Loads, model: str, command: str, began: datetime | None) -> None:
+    """Note a load of a model that was in memory, with other options."""
+    idle_s = (began - state.busy_until).total_seconds() if began and state.busy_until else 0.0
+    changes = compare_options(parse_options((state.command or "").split()), parse_options(command.split()))
+    if changes and idle_s <= _STILL_LOADED_S:
+        state.changed = True
+        state.reloads.append(OptionReload(model=model, changes=changes))
 
 
 def _ready(state: _Loads, line: str) -> None:
+    took_s = re.search(r" started in (\d{1,6}(?:\.\d{1,6})?) seconds", line)
+    if state.pending and state.changed and state.reloads and took_s is not None:
+        state.reloads[-1] = state.reloads[-1].model_copy(update={"load_s": float(took_s.group(1))})
     state.pending = False
     state.busy_until = parse_line_time(line) or state.busy_until
     if state.model is not None:
@@ -185,7 +215,7 @@ def _ready(state: _Loads, line: str) -> None:
 def _failed(state: _Loads, line: str, child: Iterable[str]) -> None:
     fields = parse_fields(line)
     model = fields.get("model") or state.model
-    state.disturbed = True
+    state.disturbed, state.loading = True, False
     state.failed += 1
     if model is None:
         return
@@ -201,6 +231,21 @@ def parse_line_time(line: str) -> datetime | None:
         return datetime.fromisoformat(match.group(1)) if match else None
     except ValueError:
         return None
+
+
+def name_models(activity: ServerActivity, names: Mapping[str, str]) -> ServerActivity:
+    """The same with the models' names in place of their files' paths, where they are in ``names``."""
+
+    def named(found: _Named) -> _Named:
+        return found.model_copy(update={"model": names.get(found.model or "", found.model)})
+
+    return activity.model_copy(
+        update={
+            "failures": tuple(named(failure) for failure in activity.failures),
+            "option_reloads": tuple(named(reload) for reload in activity.option_reloads),
+            "engine": named(activity.engine) if activity.engine else None,
+        }
+    )
 
 
 def _is_other(client: str) -> bool:

@@ -93,3 +93,16 @@ def test_raspberry_pi(word: str, throttled: bool) -> None:
 @given(st.dictionaries(st.sampled_from(sorted(BATTERY)), st.text(max_size=30)), st.text(max_size=80))
 def test_no_text_raises(files: dict[str, str], text: str) -> None:
     read_power(TextSource(BATTERY | files, {"pmset -g batt": text, "Get-CimInstance Win32_Battery": text}))
+
+
+def test_power_modes() -> None:
+    assert read_power(TextSource({"/sys/firmware/acpi/platform_profile": "low-power\n"})).get("profile") == "low-power"
+    windows = "Power Scheme GUID: a1841308-3541-4fab-bc81-f71556f20b4a  (Power saver)"
+    assert read_power(TextSource(commands={"powercfg /getactivescheme": windows})).get("profile") == "low-power"
+    own = windows.replace("a1841308", "00000000")
+    assert read_power(TextSource(commands={"powercfg /getactivescheme": own})).get("profile") is None
+    assert (
+        read_power(TextSource(commands={"pmset -g": " lowpowermode         1\n sleep 1\n"})).get("profile")
+        == "low-power"
+    )
+    assert read_power(TextSource()).get("profile") is None

@@ -26,7 +26,7 @@ from velollm.probe.lscpu import Lscpu, parse_lscpu
 from velollm.probe.memory import read_nodes_with_cpus
 from velollm.probe.source import Source
 from velollm.probe.system import read_board
-from velollm.probe.texts import parse_int
+from velollm.probe.texts import parse_int, read_value
 from velollm.probe.uname import read_architecture
 from velollm.units import parse_cpu_list, render_cpu_list
 
@@ -188,6 +188,10 @@ def _put_platform(source: Source, machine: Machine, fields: Fields) -> None:
     governors = {machine.tree.threads[cpu].governor for cpu in machine.online & machine.tree.threads.keys()} - {None}
     if governors:
         fields.put("governor", ",".join(sorted(map(str, governors))), f"{CPU_DIR}/cpu*/cpufreq/scaling_governor")
+    driver = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_driver"
+    fields.put("governor_driver", read_value(source, driver), driver)
+    preference = "/sys/devices/system/cpu/cpu0/cpufreq/energy_performance_preference"
+    fields.put("energy_preference", read_value(source, preference), preference)
     fields.put("board", machine.info.machine.get("model") or machine.info.machine.get("machine"), _CPUINFO)
     board = read_board(source)
     if board is not None:

@@ -18,6 +18,7 @@ from velollm.units import MIB, parse_cpu_list
 _LINE_LIMIT = 200_000
 _LISTED = re.compile(r"^GPU (\d+): (.+?) \(UUID: (\S+)\)\s*$")
 _LISTED_MIG = re.compile(r"^\s+MIG (\S+)\s+Device\s+(\d+):")
+_THROTTLE = ("SW Thermal Slowdown", "HW Thermal Slowdown", "HW Power Brake Slowdown")
 _NUMA_STATUS = re.compile(r"^(Node|Size):\s*(\w+)", re.MULTILINE)
 
 
@@ -114,6 +115,7 @@ def _query_reading(gpu: _Section, place: int, root: _Section) -> Reading:
         pci_device_id=device_half(gpu.value("PCI", "Device Id")),
         display_active={"Enabled": True, "Disabled": False}.get(gpu.value("Display Active") or ""),
         power_limit_watts=_query_power(gpu),
+        throttle_reasons=_query_throttle(gpu),
         processes=_query_processes(gpu),
     )
     return Reading(facts, "nvidia-smi -q", place, real_uuid(gpu.value("GPU UUID")))
@@ -190,6 +192,15 @@ def _cells(text: str) -> list[list[str]]:
 
 def _plain_column(name: str) -> str:
     return re.sub(r"\s*\[.*\]$", "", name.strip().lower())
+
+
+def _query_throttle(gpu: _Section) -> tuple[str, ...] | None:
+    """Heat and power that hold the clock down now; from driver 530 on the heading has another name."""
+    for heading in ("Clocks Event Reasons", "Clocks Throttle Reasons"):
+        states = {name: gpu.value(heading, name) for name in _THROTTLE}
+        if any(states.values()):
+            return tuple(name for name, state in states.items() if state == "Active")
+    return None
 
 
 def parse_nvidia_csv(text: str, columns: Sequence[str] | None = None) -> NvidiaText | None:

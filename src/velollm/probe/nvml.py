@@ -18,6 +18,10 @@ _MIG_PROFILE = re.compile(r"MIG (\S+)")
 _DRIVER_MODELS = {0: "WDDM", 1: "TCC", 2: "MCDM"}
 
 
+# nvml.h, nvmlClocksEventReasons: what NVIDIA's tools call them.
+_THROTTLE = {0x20: "SW Thermal Slowdown", 0x40: "HW Thermal Slowdown", 0x80: "HW Power Brake Slowdown"}
+
+
 def load_nvml() -> Any | None:
     """The ``pynvml`` module, or None where it is not installed."""
     try:
@@ -121,9 +125,18 @@ def _reading(nvml: _Nvml, index: int, handle: Any, driver: str | None, cuda: str
         pci_device_id=device_half(f"{pci.pciDeviceId:08X}") if pci else None,
         display_active=None if display is None else bool(display),
         power_limit_watts=watts / 1000 if watts else None,
+        throttle_reasons=_throttle_reasons(nvml, handle),
         processes=_processes(nvml, handle),
     )
     return Reading(facts, SOURCE, index, real_uuid(_text(nvml.ask("nvmlDeviceGetUUID", handle))))
+
+
+def _throttle_reasons(nvml: _Nvml, handle: Any) -> tuple[str, ...] | None:
+    """What of heat and power holds the clock down at this moment; () where nothing does."""
+    mask = nvml.ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
+    if mask is None:
+        mask = nvml.ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+    return None if mask is None else tuple(word for bit, word in _THROTTLE.items() if mask & bit)
 
 
 def _pcie(nvml: _Nvml, handle: Any) -> PcieFacts | None:

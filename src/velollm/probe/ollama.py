@@ -27,7 +27,7 @@ from velollm.config import user_paths
 from velollm.facts import LoadedModelFacts, ServerFacts, UnreadFacts
 from velollm.probe.live import read_environment
 from velollm.probe.logline import parse_server_environment
-from velollm.probe.ollama_activity import parse_activity
+from velollm.probe.ollama_activity import name_models, parse_activity
 from velollm.probe.ollama_api import ApiReading, read_api, read_blob_names
 from velollm.probe.ollama_listen import other_clients, read_listening
 from velollm.probe.ollama_log_place import ServerLog, read_server_log
@@ -35,9 +35,11 @@ from velollm.probe.ollama_manage import Service, is_boxed, parse_unit, read_serv
 from velollm.probe.server import server_facts
 from velollm.probe.serverrun import parse_flags
 from velollm.probe.source import LiveSource, Source
+from velollm.probe.storage import read_storage
 from velollm.targets.envfile import parse_env
+from velollm.targets.ollama_model import BEFORE_SUFFIX
 
-_NAMES = re.compile(r"(?:OLLAMA|LLAMA_ARG)_\w+|\w*_VISIBLE_DEVICES")
+_NAMES = re.compile(r"(?:OLLAMA|LLAMA_ARG|OMP|GOMP|KMP)_\w+|LLAMA_API_KEY|\w*_VISIBLE_DEVICES")
 _UNIT = "ollama.service"  # of Ollama's own installer
 _RUNNING = ("context_tokens", "slots", "batch", "ubatch", "threads", "gpu_layers", "flash_attention", "kv_type")
 
@@ -106,7 +108,7 @@ def probe_ollama(environ: Mapping[str, str] | None = None, machine: Machine | No
     if api is None and not signs:
         return None
     if api is not None:
-        _add_api(found, api)
+        _add_api(found, api, machine)
     _add_generation(found)
     facts = ServerFacts(**found.values, unreadable=tuple(found.unreadable))
     return ServerProbe(facts, found.sources)
@@ -130,9 +132,10 @@ def _add_local(found: _Collected, env: Mapping[str, str], url: str, api: ApiRead
     if api is not None:
         port = urlsplit(url).port or 0
         found.add("listens", machine.listening(port), "listening sockets")
-        log = read_server_log(
-            machine.source, url, process.pid if process else None, service, env, machine.home, machine.proc
-        )
+        writer = process.pid if process else None
+        if writer is not None and found.values.get("managed") == "velollm run":
+            writer = machine.parent(writer)  # It passes the server's lines on to its own standard error.
+        log = read_server_log(machine.source, url, writer, service, env, machine.home, machine.proc)
         if process is not None:
             _add_children(found, process)
         _add_log(found, log)
@@ -270,23 +273,27 @@ def _is_engine(argv: Sequence[str]) -> bool:
     return bool(argv) and ("--model" in argv or "-m" in argv or "runner" in argv[1:2])
 
 
-def _add_api(found: _Collected, api: ApiReading) -> None:
+def _add_api(found: _Collected, api: ApiReading, machine: Machine) -> None:
     url = found.values["url"]
     # The server's own word wins over its log's.
     found.values["version"], found.sources["server.version"] = api.version, f"{url}/api/version"
     found.add("installed", api.installed, f"{url}/api/tags")
     found.add("loaded", api.loaded, f"{url}/api/ps")
+    found.add("models", api.models, f"{url}/api/show")
     environment = found.values.get("environment") or found.values.get("logged_environment") or {}
     if not found.values["remote"]:
         place = found.sources.get("server.environment") or found.sources.get("server.logged_environment") or ""
         found.add("models_dir", environment.get("OLLAMA_MODELS"), place)
         found.add("models_dir", api.models_dir, f"{url}/api/show")
         directory = found.values.get("models_dir")
+        if directory is not None:
+            system = {"darwin": "macos", "win32": "windows"}.get(machine.platform, machine.platform)
+            found.add("storage", read_storage(machine.source, directory, system), "mounts")
         if directory is not None and not os.access(directory, os.R_OK | os.X_OK):
             user = found.values.get("user")
             help_ = f"sudo usermod -aG {user} $USER  # then log in again" if user else "run the command with sudo"
             found.missing("models", f"{directory} may not be read", help_)
-    _name_failures(found)
+    _name_models(found, api)
     if api.loaded is not None:
         held = tuple(_with_engine(model, api.blobs.get(model.name), found.engines) for model in api.loaded)
         found.values["loaded"] = held
@@ -301,14 +308,17 @@ def _with_engine(model: LoadedModelFacts, blob: str | None, engines: list[tuple[
     return model.model_copy(update={"argv": holders[0], "slots": slots})
 
 
-def _name_failures(found: _Collected) -> None:
+def _name_models(found: _Collected, api: ApiReading) -> None:
     """Put the models' names in place of their blobs' paths."""
     activity, directory = found.values.get("activity"), found.values.get("models_dir")
-    if activity is None or not activity.failures or directory is None:
+    if activity is None or directory is None:
         return
-    names = read_blob_names(found.values.get("installed") or (), Path(directory))
-    failures = tuple(f.model_copy(update={"model": names.get(f.model, f.model)}) for f in activity.failures)
-    found.values["activity"] = activity.model_copy(update={"failures": failures})
+    own = [name for name in found.values.get("installed") or () if BEFORE_SUFFIX not in name]
+    names = read_blob_names(own, Path(directory))
+    for model in api.models or ():
+        if model.blob is not None:
+            names.setdefault(model.blob, model.name)
+    found.values["activity"] = name_models(activity, names)
 
 
 def _add_generation(found: _Collected) -> None:

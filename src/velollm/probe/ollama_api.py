@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,23 +11,28 @@ from typing import TYPE_CHECKING, Any
 from velollm.backends.ollama_find import blob_of, models_dir_of
 from velollm.backends.ollama_store import find_ollama_blob
 from velollm.errors import VeloError
-from velollm.facts import LoadedModelFacts
+from velollm.facts import InstalledModelFacts, LoadedModelFacts
+from velollm.probe.ollama_installed import parse_installed
+from velollm.targets.ollama_model import BEFORE_SUFFIX
 
 if TYPE_CHECKING:
     from velollm.backends.ollama_http import OllamaApi
 
 _NAMED_MODELS = 200
+# The server reads each model's header to show it; so many take it less than a second.
+_SHOWN_MODELS, _AT_ONCE = 32, 4
 
 
 @dataclass(frozen=True)
 class ApiReading:
-    """Answers of one server. ``blobs``: the GGUF file of each loaded model, by its name."""
+    """Answers of one server. ``blobs``: the GGUF file of each loaded model, by its name; ``models``: as shown."""
 
     version: str
     installed: tuple[str, ...] | None = None
     loaded: tuple[LoadedModelFacts, ...] | None = None
     models_dir: str | None = None
     blobs: Mapping[str, str] = field(default_factory=dict)
+    models: tuple[InstalledModelFacts, ...] | None = None
 
 
 def read_api(url: str) -> ApiReading | None:
@@ -56,18 +62,24 @@ def _read(api: OllamaApi) -> ApiReading | None:
         loaded = tuple(parse_loaded_facts(entry) for entry in api.loaded())
     except VeloError:
         return ApiReading(version, installed)
-    shown = {model.name: _modelfile(api, model.name) for model in loaded}
-    modelfiles = [*shown.values(), *(_modelfile(api, name) for name in installed[:1] if not shown)]
-    directory = next((found for text in modelfiles if (found := models_dir_of(text)) is not None), None)
-    blobs = {name: str(blob) for name, text in shown.items() if (blob := blob_of(text)) is not None}
-    return ApiReading(version, installed, loaded, str(directory) if directory else None, blobs)
+    # An original that a flight has put aside is not used, whatever its parameters are.
+    own = [name for name in installed if BEFORE_SUFFIX not in name]
+    names = list(dict.fromkeys([*(model.name for model in loaded), *own]))[:_SHOWN_MODELS]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        shown = dict(zip(names, pool.map(lambda name: _show(api, name), names), strict=True))
+    texts = {name: str(answer.get("modelfile", "")) for name, answer in shown.items()}
+    directory = next((found for text in texts.values() if (found := models_dir_of(text)) is not None), None)
+    held = [model.name for model in loaded]
+    blobs = {name: str(blob) for name in held if (blob := blob_of(texts.get(name, ""))) is not None}
+    models = tuple(parse_installed(name, answer) for name, answer in shown.items() if answer)
+    return ApiReading(version, installed, loaded, str(directory) if directory else None, blobs, models)
 
 
-def _modelfile(api: OllamaApi, name: str) -> str:
+def _show(api: OllamaApi, name: str) -> dict[str, Any]:
     try:
-        return str(api.show(name).get("modelfile", ""))
+        return api.show(name)
     except VeloError:
-        return ""
+        return {}
 
 
 def parse_loaded_facts(entry: Mapping[str, Any]) -> LoadedModelFacts:

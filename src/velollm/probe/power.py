@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 
 from velollm.probe.fields import Fields
@@ -10,6 +11,14 @@ from velollm.probe.source import Source
 from velollm.probe.texts import parse_blocks, parse_int, read_command, read_value
 
 _SUPPLY_DIR = "/sys/class/power_supply"
+_PROFILE = "/sys/firmware/acpi/platform_profile"
+# Microsoft, "Power policy settings": power saver, balanced, high performance, ultimate performance.
+_SCHEMES = {
+    "a1841308-3541-4fab-bc81-f71556f20b4a": "low-power",
+    "381b4222-f694-41f0-9685-ff5bb260df2e": "balanced",
+    "8c5e7fda-e8bf-4a96-9a85-a6e23a8c635c": "performance",
+    "e9a42b02-d5df-448d-aa00-03f14749eb61": "performance",
+}
 _THROTTLE = "/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle"
 # `vcgencmd get_throttled` of a Raspberry Pi: bit 18 throttling has occurred, bit 19 soft temperature
 # limit has occurred (raspberrypi.com documentation, "vcgencmd").
@@ -45,6 +54,7 @@ def read_power(source: Source) -> Fields:
         _put_batteries(batteries, fields)
     _put_pmset(source, fields)
     _put_cim_battery(source, fields)
+    _put_profile(source, fields)
     return fields
 
 
@@ -131,6 +141,17 @@ def _put_pmset(source: Source, fields: Fields) -> None:
     if charge is not None:
         fields.put("battery_percent", float(charge.group(1)), "pmset -g batt")
         fields.put("status", charge.group(2).strip().capitalize(), "pmset -g batt")
+
+
+def _put_profile(source: Source, fields: Fields) -> None:
+    """The machine's power mode: Linux firmware's, Windows' active scheme, macOS' low power mode."""
+    fields.put("profile", read_value(source, _PROFILE), _PROFILE)
+    if source.live and sys.platform == "linux":
+        return
+    scheme = re.search(r"GUID: ([0-9a-f-]{36})", read_command(source, "powercfg", "/getactivescheme") or "", re.I)
+    fields.put("profile", _SCHEMES.get(scheme.group(1).lower()) if scheme else None, "powercfg /getactivescheme")
+    low = re.search(r"^\s*(?:lowpowermode|powermode)\s+(\d)\s*$", read_command(source, "pmset", "-g") or "", re.M)
+    fields.put("profile", {"0": "balanced", "1": "low-power", "2": "performance"}.get(low.group(1)) if low else None, "pmset -g")  # fmt: skip  # noqa: E501
 
 
 def _put_cim_battery(source: Source, fields: Fields) -> None:

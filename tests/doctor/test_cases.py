@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from velollm.doctor.base import SEVERITIES, Finding
+from velollm.doctor.base import SEVERITIES, Finding, RestartMend
 from velollm.doctor.diagnose import load_checks
 from velollm.facts import Facts
 
@@ -61,7 +62,7 @@ def test_case(name: str, case: dict[str, Any]) -> None:
         assert case["never"] not in repr(findings)
 
 
-def check_finding(name: str, finding: Finding, wanted: dict[str, str]) -> None:
+def check_finding(name: str, finding: Finding, wanted: dict[str, Any]) -> None:
     assert finding.check == name
     assert finding.severity == wanted["severity"]
     assert SEVERITIES.index(finding.severity) >= SEVERITIES.index(CHECKS[name].severity)
@@ -70,6 +71,12 @@ def check_finding(name: str, finding: Finding, wanted: dict[str, str]) -> None:
     assert finding.fix
     assert finding.evidence, "a finding needs evidence"
     assert any(wanted.get("evidence", "") in item.value for item in finding.evidence)
+    assert any(wanted.get("where", "") in item.where for item in finding.evidence)
+    assert finding.why, "a finding says why it matters"
+    assert "\n" not in finding.why
+    if "mend" in wanted:
+        restart = isinstance(finding.mend, RestartMend)
+        assert wanted["mend"] == ("restart" if restart else finding.mend and asdict(finding.mend))
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -92,10 +92,15 @@ def _check_options(*, list_: bool, fix: bool, probe: bool, quiet: bool, json_: b
 
 
 def _look(checks: Sequence[Check], capture: Path | None) -> tuple[Facts, list[Finding]]:
+    from velollm.bench.past import read_past
+    from velollm.config import user_paths
     from velollm.doctor.diagnose import diagnose
     from velollm.probe.machine import probe_capture, probe_machine
 
-    facts = probe_capture(capture) if capture else probe_machine()
+    if capture is not None:
+        facts = probe_capture(capture)
+    else:
+        facts = probe_machine().model_copy(update={"past": read_past(user_paths().data)})
     return facts, diagnose(facts, checks)
 
 

@@ -8,6 +8,7 @@ from velollm.doctor.base import Check, Finding, evidence
 from velollm.facts import Facts
 
 _NAME = "battery"
+_WHY = "speed is held down, and what is measured now is not true on mains"
 
 
 def run(facts: Facts) -> Iterator[Finding]:
@@ -21,7 +22,7 @@ def run(facts: Facts) -> Iterator[Finding]:
     if power.draw_watts is not None:
         seen.append(evidence(facts, "power.draw_watts", f"{power.draw_watts:.1f} W"))
     title = "the machine runs on battery: speed is held down, and measurements hold for the battery only"
-    yield Finding(_NAME, "warning", title, tuple(seen), "plug in the charger before you measure")
+    yield Finding(_NAME, "warning", title, tuple(seen), "plug in the charger before you measure", _WHY)
 
 
 check = Check(_NAME, "Battery or mains", "warning", False, run)

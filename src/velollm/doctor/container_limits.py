@@ -9,6 +9,7 @@ from velollm.facts import Facts
 from velollm.units import GIB, render_bytes
 
 _NAME = "container-limits"
+_WHY = "tools and engines see the whole machine, and plan with memory and cores that they do not have"
 
 # The smallest models in use, with context and buffers, need about this much.
 _TIGHT_BYTES = GIB
@@ -33,6 +34,7 @@ def run(facts: Facts) -> Iterator[Finding]:
             f"the CPU quota is {quota:g} CPUs",
             tuple(seen),
             "give the container more CPUs, on the host: docker update --cpus N CONTAINER",
+            _WHY,
         )
 
 
@@ -57,7 +59,7 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         rest = "" if used is None else f", and {render_bytes(max(0, left))} of it is left"
         title += f"{rest}: too little for a model"
     fix = "give the container more memory, on the host: docker update --memory 8g CONTAINER"
-    yield Finding(_NAME, severity, title, tuple(seen), fix)
+    yield Finding(_NAME, severity, title, tuple(seen), fix, _WHY)
 
 
 check = Check(_NAME, "Limits of the container", "warning", False, run)

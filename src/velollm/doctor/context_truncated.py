@@ -9,6 +9,7 @@ from velollm.doctor.mend import model_of
 from velollm.facts import Facts
 
 _NAME = "context-truncated"
+_WHY = "the answer is made from a prompt whose middle is gone, and nobody is told"
 
 
 def run(facts: Facts) -> Iterator[Finding]:
@@ -33,7 +34,7 @@ def run(facts: Facts) -> Iterator[Finding]:
     ]
     if server.context_tokens is not None:
         found.append(evidence(facts, "server.context_tokens", f"context of {server.context_tokens:,} tokens"))
-    yield Finding(_NAME, severity, title, tuple(found), f"velollm optimize {model_of(server)} --profile agent")
+    yield Finding(_NAME, severity, title, tuple(found), f"velollm optimize {model_of(server)} --profile agent", _WHY)
 
 
 check = Check(_NAME, "Prompts longer than the context", "warning", True, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from velollm.doctor.environment import judged_environment
 from velollm.facts import CpuFacts, Facts
 
 
@@ -21,8 +22,9 @@ def estimate_engine_threads(cpu: CpuFacts) -> int | None:
 
 
 def whole_number(facts: Facts, name: str) -> int | None:
-    """Value of an environment variable where it is a positive whole number."""
-    text = (facts.environment or {}).get(name, "").strip()
+    """Value of a variable where it is a positive whole number: of the server, where one runs, else of this process."""
+    env = judged_environment(facts)
+    text = env.get(name).strip() if env else ""
     return int(text) if text.isdecimal() and len(text) < 10 and int(text) > 0 else None
 
 

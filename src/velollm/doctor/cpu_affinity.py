@@ -9,6 +9,7 @@ from velollm.facts import Facts
 from velollm.units import parse_cpu_list
 
 _NAME = "cpu-affinity"
+_WHY = "an engine counts all cores of the machine, and its threads then crowd the few that it may use"
 
 
 def run(facts: Facts) -> Iterator[Finding]:
@@ -31,6 +32,7 @@ def run(facts: Facts) -> Iterator[Finding]:
                 f"only {len(cpus)} of {online} CPUs may be used here",
                 (evidence(facts, path, text), evidence(facts, "cpu.online_cores", online)),
                 f"export LLAMA_ARG_THREADS={threads}",
+                _WHY,
             )
             return
 

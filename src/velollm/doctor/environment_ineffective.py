@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from velollm.doctor.base import Check, Evidence, Finding, Severity, evidence
+from velollm.doctor.app_overrides import APP_SETTINGS
+from velollm.doctor.base import Check, EnvironmentMend, Evidence, Finding, RestartMend, Severity, evidence
 from velollm.doctor.gotext import clean
 from velollm.doctor.mend import restart, set_variable
 from velollm.facts import Facts, ServerFacts
 
 _NAME = "environment-ineffective"
+_WHY = "a server reads its environment once, when it starts, so it runs without what you set"
 # What a shell sets for a client of Ollama, too, or only for one.
 _CLIENTS = frozenset({"OLLAMA_HOST", "OLLAMA_NOHISTORY", "OLLAMA_EDITOR", "OLLAMA_API_KEY", "OLLAMA_API_BASE"})
 
@@ -28,8 +30,8 @@ def run(facts: Facts) -> Iterator[Finding]:
     if server.needs_reload and server.unit is not None:
         title = f"the files of {server.unit} were changed, but systemd has not read them"
         reload = "systemctl --user daemon-reload" if server.user_unit else "sudo systemctl daemon-reload"
-        seen = (evidence(facts, "server.needs_reload", "NeedDaemonReload=yes"),)
-        yield Finding(_NAME, "warning", title, seen, f"{reload} && {restart(server)}")
+        changed = evidence(facts, "server.needs_reload", "NeedDaemonReload=yes")
+        yield Finding(_NAME, "warning", title, (changed,), f"{reload} && {restart(server)}", _WHY, RestartMend())
     running = server.environment
     if running is None or server.pid is None:
         return
@@ -40,7 +42,8 @@ def run(facts: Facts) -> Iterator[Finding]:
         names = [n for n, value in variables.items() if later[n] == value and clean(running.get(n, "")) != clean(value)]
         if names:
             title = f"{', '.join(sorted(names))}: set for the server, but not in the one that runs"
-            yield Finding(_NAME, "warning", title, _evidence(facts, place, variables, server, names), restart(server))
+            seen = _evidence(facts, place, variables, server, names)
+            yield Finding(_NAME, "warning", title, seen, restart(server), _WHY, RestartMend())
     yield from _of_shell(facts, server, running, set(later))
 
 
@@ -51,6 +54,7 @@ def _of_shell(facts: Facts, server: ServerFacts, running: Mapping[str, str], kno
         for name, value in shell.items()
         if name.startswith(("OLLAMA_", "LLAMA_ARG_")) and name not in _CLIENTS | known and clean(value)
         if clean(running.get(name, "")) != clean(value) and value != "(set)"
+        if not (server.managed == "app" and name in APP_SETTINGS)  # `app-overrides` tells of those
     ]
     for prefix, severity in (("OLLAMA_", "warning"), ("LLAMA_ARG_", "note")):
         chosen = [name for name in names if name.startswith(prefix)]
@@ -63,7 +67,9 @@ def _shell_finding(
 ) -> Finding:
     title = f"{', '.join(sorted(names))}: set in this shell, but the server that runs does not have it"
     seen = _evidence(facts, "environment of this process", shell, server, names)
-    return Finding(_NAME, severity, title, seen, set_variable(server, names[0], clean(shell[names[0]])))
+    values = {name: clean(shell[name]) for name in names}
+    fix, mend = set_variable(server, names[0], values[names[0]]), EnvironmentMend(values)
+    return Finding(_NAME, severity, title, seen, fix, _WHY, mend if severity == "warning" else None)
 
 
 def _evidence(

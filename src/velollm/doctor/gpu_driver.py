@@ -9,6 +9,7 @@ from velollm.doctor.base import Check, Evidence, Finding, evidence
 from velollm.facts import Facts, GpuFacts
 
 _NAME = "gpu-driver"
+_WHY = "without a working driver every model runs on the processor"
 
 # Linux drivers that CUDA builds need at least (NVIDIA, CUDA Toolkit release notes, minor version compatibility).
 _CUDA_11_DRIVER, _CUDA_12_DRIVER = 450, 525
@@ -35,6 +36,7 @@ def run(facts: Facts) -> Iterator[Finding]:
             f"{facts.gpus_attached} GPUs are attached, {len(facts.gpus)} of them can be seen",
             (evidence(facts, "gpus_attached", facts.gpus_attached), evidence(facts, "gpus", len(facts.gpus))),
             "nvidia-smi -L",
+            _WHY,
         )
 
 
@@ -43,13 +45,14 @@ def _no_nvidia(facts: Facts) -> Iterator[Finding]:
     if nodes:
         title = "the NVIDIA driver is loaded, but no GPU can be read from it"
         seen = tuple(Evidence("device", node) for node in nodes)
-        yield Finding(_NAME, "warning", title, seen, "nvidia-smi  # says why; after a driver update: sudo reboot")
+        yield Finding(_NAME, "warning", title, seen, "nvidia-smi  # says why; after a driver update: sudo reboot", _WHY)
     elif cards and facts.container:
         title = "an NVIDIA GPU is in this machine, but was not given to this container"
-        yield Finding(_NAME, "note", title, _on_bus(cards), "start the container with it: docker run --gpus all …")
+        fix = "start the container with it: docker run --gpus all …"
+        yield Finding(_NAME, "note", title, _on_bus(cards), fix, _WHY)
     elif cards:
         fix = "install NVIDIA's driver with your distribution's tool (Ubuntu: sudo ubuntu-drivers install), then reboot"
-        yield Finding(_NAME, "warning", "an NVIDIA GPU is present, but its driver is not", _on_bus(cards), fix)
+        yield Finding(_NAME, "warning", "an NVIDIA GPU is present, but its driver is not", _on_bus(cards), fix, _WHY)
 
 
 def _no_amd(facts: Facts) -> Iterator[Finding]:
@@ -57,7 +60,9 @@ def _no_amd(facts: Facts) -> Iterator[Finding]:
     cards = facts.devices.get("pci:amd", ())
     if cards:
         fix = "sudo modprobe amdgpu  # if that fails, install your distribution's firmware package for AMD GPUs"
-        yield Finding(_NAME, "warning", "an AMD GPU is present, but no driver is loaded for it", _on_bus(cards), fix)
+        yield Finding(
+            _NAME, "warning", "an AMD GPU is present, but no driver is loaded for it", _on_bus(cards), fix, _WHY
+        )
 
 
 def _on_bus(cards: tuple[str, ...]) -> tuple[Evidence, ...]:
@@ -79,10 +84,10 @@ def _old_drivers(facts: Facts, gpus: tuple[GpuFacts, ...]) -> Iterator[Finding]:
         fix = f"update NVIDIA's driver to {_CUDA_12_DRIVER} or later"
         if major < _CUDA_11_DRIVER:
             title = f"the NVIDIA driver {text} is too old for current engines: the GPU stays unused"
-            yield Finding(_NAME, "warning", title, seen, fix)
+            yield Finding(_NAME, "warning", title, seen, fix, _WHY)
         else:
             title = f"the NVIDIA driver {text} runs no CUDA 12 builds, which current engines are"
-            yield Finding(_NAME, "note", title, seen, fix)
+            yield Finding(_NAME, "note", title, seen, fix, _WHY)
 
 
 check = Check(_NAME, "GPUs without a working driver", "warning", False, run)

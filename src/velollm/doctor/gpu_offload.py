@@ -10,6 +10,7 @@ from velollm.facts import Facts, LoadedModelFacts
 from velollm.units import render_bytes
 
 _NAME = "gpu-offload"
+_WHY = "each token waits for the part of the model that is on the processor"
 # What a server counts of a model that is on the GPU whole (embeddings stay in main memory).
 _WHOLE_SHARE = 0.90
 _ASKED = ("-ngl", "--gpu-layers", "--n-gpu-layers")
@@ -30,7 +31,7 @@ def run(facts: Facts) -> Iterator[Finding]:
         if 0 < placed < total:
             title = f"only {placed} of {total} layers of {model_of(server)} are on the GPU"
             seen = (evidence(facts, "server.gpu_layers", f"{placed} of {total} layers"),)
-            yield Finding(_NAME, _severity(server.loaded or ()), title, seen, _fix(facts))
+            yield Finding(_NAME, _severity(server.loaded or ()), title, seen, _fix(facts), _WHY)
         return
     for model in server.loaded or ():
         if not model.size_bytes or not model.gpu_bytes or model.gpu_bytes >= _WHOLE_SHARE * model.size_bytes:
@@ -38,7 +39,7 @@ def run(facts: Facts) -> Iterator[Finding]:
         share = f"{render_bytes(model.gpu_bytes)} of {render_bytes(model.size_bytes)}"
         seen = (evidence(facts, "server.loaded", share),)
         title = f"only {share} of {model.name} are on the GPU"
-        yield Finding(_NAME, _severity((model,)), title, seen, _fix(facts, model))
+        yield Finding(_NAME, _severity((model,)), title, seen, _fix(facts, model), _WHY)
 
 
 def _severity(models: tuple[LoadedModelFacts, ...]) -> Severity:

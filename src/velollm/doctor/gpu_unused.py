@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from velollm.doctor.base import Check, Evidence, Finding, evidence
+from velollm.doctor.base import Check, EnvironmentMend, Evidence, Finding, RestartMend, evidence
 from velollm.doctor.mend import restart, unset_variable
 from velollm.facts import Facts, GpuFacts, ServerFacts
 from velollm.units import GIB, render_bytes
 
 _NAME = "gpu-unused"
+_WHY = "everything runs on the processor, several times slower than on the GPU"
 _LEAST_BYTES = 2 * GIB
 _HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
 
@@ -34,13 +35,22 @@ def run(facts: Facts) -> Iterator[Finding]:
     if hidden is not None:
         title = f"{hidden} hides the GPU from the server, which works on the processor"
         shown = evidence(facts, "server.environment", f"{hidden}={(server.environment or {})[hidden]}")
-        yield Finding(_NAME, "note", title, (seen, shown), unset_variable(server, hidden))
+        yield Finding(
+            _NAME, "note", title, (seen, shown), unset_variable(server, hidden), _WHY, EnvironmentMend({hidden: None})
+        )
         return
     title = f"the server works on the processor, though {gpu.name or 'a GPU'} is there"
-    fix = restart(server)
     if server.managed == "container":
         fix = "start the container with the GPU: docker run --gpus all …"
-    yield Finding(_NAME, "warning", title, (seen, there), fix)
+        yield Finding(_NAME, "warning", title, (seen, there), fix, _WHY)
+    elif not _was_lost(facts, server, gpu):
+        yield Finding(_NAME, "warning", title, (seen, there), restart(server), _WHY, RestartMend())
+
+
+def _was_lost(facts: Facts, server: ServerFacts, gpu: GpuFacts) -> bool:
+    """Does `gpu-lost` tell it: was it there before the machine slept?"""
+    slept = facts.kernel is not None and bool(facts.kernel.resumes)
+    return slept and gpu.vendor == "nvidia" and server.activity is not None and server.activity.compute == ("cpu",)
 
 
 def _is_usable(gpu: GpuFacts) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from velollm.doctor.base import Check, Finding, evidence
+from velollm.doctor.base import Check, EnvironmentMend, Finding, evidence
 from velollm.doctor.mend import set_variable
 from velollm.facts import Facts
 from velollm.units import render_duration
 
 _NAME = "keep-alive-short"
+_WHY = "each time the client waits for the load, and the prompt cache is gone"
 # Longer pauses (a meal, a night) are not worth the memory that the model would hold.
 _WORTH_S = 2 * 3600
 _FEW = 2
@@ -38,7 +39,9 @@ def run(facts: Facts) -> Iterator[Finding]:
         evidence(facts, "server.keep_alive_s", f"keep-alive {kept}"),
     )
     fix = set_variable(server, "OLLAMA_KEEP_ALIVE", f"{wanted_s // 60}m")
-    yield Finding(_NAME, "warning", title, seen, fix)
+    yield Finding(
+        _NAME, "warning", title, seen, fix, _WHY, EnvironmentMend({"OLLAMA_KEEP_ALIVE": f"{wanted_s // 60}m"})
+    )
 
 
 check = Check(_NAME, "Keep-alive shorter than the pauses", "warning", True, run)

@@ -9,6 +9,7 @@ from velollm.facts import Facts
 from velollm.units import GIB, render_bytes
 
 _NAME = "memory-available"
+_WHY = "the next load swaps, or the kernel ends a process"
 _FIX = "end programs that hold memory (`ps aux --sort=-rss | head` shows them)"
 
 # Low both in share and in amount: a tenth of a large machine still holds a model.
@@ -30,12 +31,12 @@ def run(facts: Facts) -> Iterator[Finding]:
         dire = available < _DIRE_SHARE * total and available < _DIRE_BYTES
         title = f"only {render_bytes(available)} of {render_bytes(total)} memory is available"
         of = evidence(facts, "memory.total_bytes", render_bytes(total))
-        yield Finding(_NAME, "critical" if dire else "warning", title, (seen, of), _FIX)
+        yield Finding(_NAME, "critical" if dire else "warning", title, (seen, of), _FIX, _WHY)
     weights = facts.model.tensor_bytes if facts.model else None
     if weights is not None and weights > available and not facts.gpus:
         title = f"the weights of {facts.model.name if facts.model else 'the model'} are larger than available memory"
         yield Finding(
-            _NAME, "warning", title, (evidence(facts, "model.tensor_bytes", render_bytes(weights)), seen), _FIX
+            _NAME, "warning", title, (evidence(facts, "model.tensor_bytes", render_bytes(weights)), seen), _FIX, _WHY
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from velollm.facts import ServerFacts
+from velollm.facts import Facts, ServerFacts
 
 
 def model_of(server: ServerFacts) -> str:
@@ -49,6 +49,20 @@ def unset_variable(server: ServerFacts, name: str) -> str:
     if server.unit is not None:
         return f"{_systemctl(server)} edit --full {server.unit}  # without {name}; then: {restart(server)}"
     return f"unset {name}  # where the server is started; then restart it"
+
+
+def noted(command: str, hint: str) -> str:
+    """A command with one more thing to know, which goes into its comment."""
+    return f"{command}; {hint}" if "  # " in command else f"{command}  # {hint}"
+
+
+def update(facts: Facts, server: ServerFacts) -> str:
+    """Command or step that brings a newer Ollama."""
+    if server.managed == "container":
+        return "docker pull ollama/ollama, then start the container anew"
+    if facts.os in ("macos", "windows"):
+        return "update the Ollama app (its menu, or ollama.com/download)"
+    return "curl -fsSL https://ollama.com/install.sh | sh"
 
 
 def _systemctl(server: ServerFacts) -> str:

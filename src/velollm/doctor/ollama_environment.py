@@ -1,13 +1,14 @@
-"""Ollama's variables: what contradicts itself, and what is not read as it looks."""
+"""Ollama's variables: what is not read as it looks, and what does nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from velollm.doctor.base import Check, Finding, Severity, evidence
-from velollm.doctor.gotext import clean, is_duration, is_uint, parse_bool
+from velollm.doctor.base import Check, Finding
+from velollm.doctor.environment import Environment, judged_environment
+from velollm.doctor.gotext import is_duration, is_uint, parse_bool
+from velollm.doctor.mend import noted
 from velollm.facts import Facts
-from velollm.knobs import KV_TYPES, QUANTIZED_KV_TYPES
 
 _NAME = "ollama-environment"
 _NUMBERS = (
@@ -19,6 +20,7 @@ _NUMBERS = (
 )
 _DURATIONS = ("OLLAMA_KEEP_ALIVE", "OLLAMA_LOAD_TIMEOUT")
 _SWITCHES = ("OLLAMA_FLASH_ATTENTION", "OLLAMA_SCHED_SPREAD", "OLLAMA_VULKAN", "OLLAMA_IGPU_ENABLE")
+_SWITCHED_ON = "it switches on what it seems to switch off, or to leave to Ollama"
 _ON_WORDS = frozenset({"on", "yes", "y", "enable", "enabled"})
 _WITHOUT_EFFECT = {
     "OLLAMA_NEW_ENGINE": "removed in Ollama 0.30",
@@ -28,61 +30,47 @@ _WITHOUT_EFFECT = {
 
 
 def run(facts: Facts) -> Iterator[Finding]:
-    """Finds OLLAMA_* variables that contradict each other or are not read as they look.
+    """Finds OLLAMA_* variables that are not read as they look.
 
-    Critical: a quantized KV cache with flash attention off, or an unknown KV type; every model
-    then fails to load. Warnings: a number or time that Ollama cannot read (it takes its default in silence),
-    and a switch whose text is neither true nor false to it, which means on, even for `off` and
-    `auto`. Notes: variables without effect.
+    Warnings: a number or time that Ollama cannot read (it takes its default in silence), and a switch
+    whose text is neither true nor false to it, which means on, even for `off` and `auto`. Notes:
+    variables without effect in this version. Looked at is the environment of the server's process,
+    else what its log says it took, else its service's, else this shell's.
     """
-    if facts.environment is None:
+    env = judged_environment(facts)
+    if env is None:
         return
-    env = {name: text for name, raw in facts.environment.items() if (text := clean(raw))}
-    yield from _kv_type(facts, env)
-    yield from _switches(facts, env)
-    yield from _unreadable(facts, env)
-    for name, why in _WITHOUT_EFFECT.items():
+    yield from _switches(env)
+    yield from _unreadable(env)
+    if facts.server is not None and facts.server.generation == "runner":
+        return
+    for name, reason in _WITHOUT_EFFECT.items():
         if name in env:
-            yield _finding(facts, env, "note", f"{name} has no effect: {why}", f"unset {name}", name)
+            why = "memory that is counted on as free is used after all" if "OVERHEAD" in name else "it does nothing"
+            title = f"{name} has no effect: {reason}"
+            yield Finding(_NAME, "note", title, env.seen(name), env.unset(name), why, env.mend(**{name: None}))
 
 
-def _kv_type(facts: Facts, env: Mapping[str, str]) -> Iterator[Finding]:
-    """KV cache types that make every load fail (quantized V without flash attention: HTTP 500)."""
-    for name in ("OLLAMA_KV_CACHE_TYPE", "LLAMA_ARG_CACHE_TYPE_V"):
-        kind = env.get(name)
-        if kind is None or (name != "OLLAMA_KV_CACHE_TYPE" and "OLLAMA_KV_CACHE_TYPE" in env):
-            continue
-        if name == "OLLAMA_KV_CACHE_TYPE" and kind not in KV_TYPES:
-            title = f"the KV cache type '{kind}' does not exist: every model fails to load"
-            yield _finding(facts, env, "critical", title, f"export {name}=q8_0  # or unset {name}", name)
-        elif kind in QUANTIZED_KV_TYPES and parse_bool(env.get("OLLAMA_FLASH_ATTENTION", "")) is False:
-            title = f"a KV cache of type {kind} needs flash attention, which is off: every model fails to load"
-            yield _finding(
-                facts, env, "critical", title, "unset OLLAMA_FLASH_ATTENTION", name, "OLLAMA_FLASH_ATTENTION"
-            )
-
-
-def _switches(facts: Facts, env: Mapping[str, str]) -> Iterator[Finding]:
+def _switches(env: Environment) -> Iterator[Finding]:
     for name in _SWITCHES:
         text = env.get(name)
-        if text is None or parse_bool(text) is not None or text.lower() in _ON_WORDS:
+        if not text or parse_bool(text) is not None or text.lower() in _ON_WORDS:
             continue
         title = f"{name}={text} means on: Ollama knows only true and false, and takes other text as true"
-        fix = f"unset {name}" if text.lower() == "auto" else f"export {name}=0"
-        yield _finding(facts, env, "warning", title, fix, name)
+        auto = text.lower() == "auto"
+        fix = env.unset(name) if auto else env.set(name, 0)
+        mend = env.mend(**{name: None if auto else 0})
+        yield Finding(_NAME, "warning", title, env.seen(name), fix, _SWITCHED_ON, mend)
 
 
-def _unreadable(facts: Facts, env: Mapping[str, str]) -> Iterator[Finding]:
+def _unreadable(env: Environment) -> Iterator[Finding]:
     for names, readable, what in ((_NUMBERS, is_uint, "whole number"), (_DURATIONS, is_duration, "time such as 30m")):
         for name in names:
-            if name in env and not readable(env[name]):
-                title = f"{name}={env[name]} is no {what}: Ollama takes its default instead"
-                yield _finding(facts, env, "warning", title, f"unset {name}  # or give it a {what}", name)
+            if name in env and not readable(env.get(name)):
+                title = f"{name}={env.get(name)} is no {what}: Ollama takes its default instead"
+                fix = noted(env.unset(name), f"or give it a {what}")
+                why = "the setting that was meant is not the one that runs, and nobody is told"
+                yield Finding(_NAME, "warning", title, env.seen(name), fix, why, env.mend(**{name: None}))
 
 
-def _finding(facts: Facts, env: Mapping[str, str], severity: Severity, title: str, fix: str, *names: str) -> Finding:
-    seen = tuple(evidence(facts, f"environment.{name}", env[name], f"environment variable {name}") for name in names)
-    return Finding(_NAME, severity, title, seen, fix)
-
-
-check = Check(_NAME, "OLLAMA_* variables", "critical", True, run)
+check = Check(_NAME, "OLLAMA_* variables", "warning", True, run)

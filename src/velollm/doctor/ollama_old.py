@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from velollm.doctor.base import Check, Finding, evidence
+from velollm.doctor.mend import update
 from velollm.facts import Facts
 
 _NAME = "ollama-old"
@@ -22,12 +23,8 @@ def run(facts: Facts) -> Iterator[Finding]:
         return
     title = f"Ollama {server.version or 'of an unknown version'} is too old for llama-server's settings (from 0.30)"
     seen = evidence(facts, "server.generation", f"version {server.version or 'unknown'}, {server.generation}")
-    fix = "curl -fsSL https://ollama.com/install.sh | sh"
-    if facts.os in ("macos", "windows"):
-        fix = "update the Ollama app (its menu, or ollama.com/download)"
-    if server.managed == "container":
-        fix = "docker pull ollama/ollama, then start the container anew"
-    yield Finding(_NAME, "note", title, (seen,), fix)
+    why = "speculation and separate batch sizes are what makes newer versions faster, and they cannot be set"
+    yield Finding(_NAME, "note", title, (seen,), update(facts, server), why)
 
 
 check = Check(_NAME, "Too old for llama-server's settings", "note", True, run)

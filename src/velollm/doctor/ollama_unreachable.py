@@ -9,6 +9,7 @@ from velollm.doctor.mend import restart, start
 from velollm.facts import Facts, ServerFacts
 
 _NAME = "ollama-unreachable"
+_WHY = "no client gets an answer"
 
 
 def run(facts: Facts) -> Iterator[Finding]:
@@ -25,20 +26,20 @@ def run(facts: Facts) -> Iterator[Finding]:
     if server.pid is not None:
         title = f"the Ollama server (process {server.pid}) does not answer at {server.url}"
         seen = (silent, evidence(facts, "server.pid", server.pid))
-        yield Finding(_NAME, "warning", title, seen, restart(server))
+        yield Finding(_NAME, "warning", title, seen, restart(server), _WHY)
     elif server.unit is not None:
         yield _service(facts, server, silent)
     elif server.elsewhere:
         where = server.elsewhere[0]
         title = f"an Ollama server listens at {where}, not at {server.url}"
         seen = (silent, evidence(facts, "server.elsewhere", ", ".join(server.elsewhere)))
-        yield Finding(_NAME, "note", title, seen, f"export OLLAMA_HOST={where}")
+        yield Finding(_NAME, "note", title, seen, f"export OLLAMA_HOST={where}", _WHY)
     elif facts.sources.get("server.url") == "OLLAMA_HOST":
         fix = "start the server there, or: unset OLLAMA_HOST" if server.remote else "ollama serve"
-        yield Finding(_NAME, "warning", f"no Ollama answers at OLLAMA_HOST ({server.url})", (silent,), fix)
+        yield Finding(_NAME, "warning", f"no Ollama answers at OLLAMA_HOST ({server.url})", (silent,), fix, _WHY)
     elif server.binary is not None:
         seen = (evidence(facts, "server.binary", server.binary), silent)
-        yield Finding(_NAME, "note", "Ollama is installed, but no server runs", seen, start(server))
+        yield Finding(_NAME, "note", "Ollama is installed, but no server runs", seen, start(server), _WHY)
 
 
 def _service(facts: Facts, server: ServerFacts, silent: Evidence) -> Finding:
@@ -46,12 +47,12 @@ def _service(facts: Facts, server: ServerFacts, silent: Evidence) -> Finding:
     seen = (evidence(facts, "server.unit_state", state), silent)
     if state == "failed":
         fix = f"journalctl -u {server.unit} -n 50  # says why; then: {start(server)}"
-        return Finding(_NAME, "warning", f"the service {server.unit} has failed", seen, fix)
+        return Finding(_NAME, "warning", f"the service {server.unit} has failed", seen, fix, _WHY)
     if state == "active":
         title = f"the service {server.unit} is active, but does not answer at {server.url}"
         fix = f"set OLLAMA_HOST to where it listens (journalctl -u {server.unit} shows it), or: {restart(server)}"
-        return Finding(_NAME, "warning", title, seen, fix)
-    return Finding(_NAME, "warning", f"the service {server.unit} is {state}", seen, start(server))
+        return Finding(_NAME, "warning", title, seen, fix, _WHY)
+    return Finding(_NAME, "warning", f"the service {server.unit} is {state}", seen, start(server), _WHY)
 
 
 check = Check(_NAME, "Ollama is there, but does not answer", "warning", True, run)

@@ -10,6 +10,7 @@ from velollm.facts import Facts, ServerFacts
 from velollm.units import render_duration
 
 _NAME = "one-slot"
+_WHY = "the later request waits until the earlier one is answered in full"
 # One pair of requests can be chance; a team shows more.
 _FEW_REQUESTS = 3
 
@@ -37,7 +38,7 @@ def run(facts: Facts) -> Iterator[Finding]:
         evidence(facts, "server.activity", f"{seen.overlapping_requests} requests overlapped, for {wait} in all"),
         evidence(facts, "server.slots", "1 slot"),
     )
-    yield Finding(_NAME, severity, title, found, f"velollm optimize {model_of(server)} --profile team")
+    yield Finding(_NAME, severity, title, found, f"velollm optimize {model_of(server)} --profile team", _WHY)
 
 
 def _slots(server: ServerFacts) -> int | None:

@@ -10,6 +10,7 @@ from velollm.doctor.mend import set_variable
 from velollm.facts import Facts
 
 _NAME = "open-to-network"
+_WHY = "whoever reaches it may use, fill and delete your models"
 
 
 def run(facts: Facts) -> Iterator[Finding]:
@@ -34,7 +35,7 @@ def run(facts: Facts) -> Iterator[Finding]:
         count = "another machine" if len(clients) == 1 else f"{len(clients)} other machines"
         title = f"the API is open to the network without a password, and {count} used it"
     fix = set_variable(server, "OLLAMA_HOST", "127.0.0.1")
-    yield Finding(_NAME, "warning" if clients else "note", title, tuple(seen), fix)
+    yield Finding(_NAME, "warning" if clients else "note", title, tuple(seen), fix, _WHY)
 
 
 def _is_loopback(address: str) -> bool:

@@ -9,6 +9,7 @@ from velollm.facts import Facts
 from velollm.units import MIB, render_bytes
 
 _NAME = "swap"
+_WHY = "weights are read back from the disk in the middle of an answer"
 _TIGHT_SHARE = 0.15
 _USED_BYTES = 256 * MIB
 
@@ -36,6 +37,7 @@ def run(facts: Facts) -> Iterator[Finding]:
             evidence(facts, "memory.available_bytes", render_bytes(memory.available_bytes)),
         ),
         "end programs that hold memory, or `velollm optimize --profile low-memory`",
+        _WHY,
     )
 
 

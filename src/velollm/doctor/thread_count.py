@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from velollm.doctor.base import Check, Evidence, Finding, Severity, evidence
+from velollm.doctor.base import Check, EnvironmentMend, Evidence, Finding, Severity, evidence
 from velollm.doctor.cores import estimate_engine_threads, whole_number
+from velollm.doctor.environment import Environment, judged_environment
+from velollm.doctor.mend import set_variable
 from velollm.facts import CpuFacts, Facts
 
 _NAME = "thread-count"
+_WHY = "threads without a core of their own hold up all others after every operation"
 _VARIABLES = ("LLAMA_ARG_THREADS", "OMP_NUM_THREADS")
 
 
@@ -23,9 +26,10 @@ def run(facts: Facts) -> Iterator[Finding]:
     cpu = facts.cpu
     if cpu is None or cpu.usable_cores is None:
         return
-    for name in _VARIABLES:
+    env = judged_environment(facts)
+    for name in _VARIABLES if env else ():
         count = whole_number(facts, name)
-        if count is not None and (found := _too_many(facts, cpu, count, name)):
+        if env is not None and count is not None and (found := _too_many(facts, cpu, env, count, name)):
             yield found
     server = facts.server
     if server is not None and server.threads is not None and server.threads > cpu.usable_cores:
@@ -34,12 +38,14 @@ def run(facts: Facts) -> Iterator[Finding]:
             "warning",
             f"the server runs {server.threads} threads on {cpu.usable_cores} usable CPUs",
             (evidence(facts, "server.threads", server.threads), _usable(facts, cpu)),
-            f"export LLAMA_ARG_THREADS={_best(cpu)}",
+            set_variable(server, _VARIABLES[0], str(_best(cpu))),
+            _WHY,
+            EnvironmentMend({_VARIABLES[0]: str(_best(cpu))}),
         )
-    yield from _unseen_quota(facts, cpu)
+    yield from _unseen_quota(facts, cpu, env)
 
 
-def _too_many(facts: Facts, cpu: CpuFacts, count: int, name: str) -> Finding | None:
+def _too_many(facts: Facts, cpu: CpuFacts, env: Environment, count: int, name: str) -> Finding | None:
     assert cpu.usable_cores is not None
     cores = cpu.usable_physical_cores
     severity: Severity
@@ -49,17 +55,20 @@ def _too_many(facts: Facts, cpu: CpuFacts, count: int, name: str) -> Finding | N
         severity, than = "note", f"{cores} usable physical cores"
     else:
         return None
-    seen = (evidence(facts, f"environment.{name}", count, f"environment variable {name}"), _usable(facts, cpu))
-    return Finding(_NAME, severity, f"{name} asks for {count} threads on {than}", seen, f"export {name}={_best(cpu)}")
+    seen = (*env.seen(name), _usable(facts, cpu))
+    title = f"{name} asks for {count} threads on {than}"
+    mend = env.mend(**{name: _best(cpu)}) if severity == "warning" else None
+    return Finding(_NAME, severity, title, seen, env.set(name, _best(cpu)), _WHY, mend)
 
 
-def _unseen_quota(facts: Facts, cpu: CpuFacts) -> Iterator[Finding]:
+def _unseen_quota(facts: Facts, cpu: CpuFacts, env: Environment | None) -> Iterator[Finding]:
     """An engine that counts cores would start more threads than the quota has time for."""
     quota = facts.cgroup.cpu_quota if facts.cgroup else None
     started = estimate_engine_threads(cpu)
     if quota is None or started is None or started <= quota or whole_number(facts, "LLAMA_ARG_THREADS") is not None:
         return
-    known = facts.environment is not None
+    known = env is not None
+    name, best = _VARIABLES[0], _best(cpu)
     yield Finding(
         _NAME,
         "warning" if known else "note",
@@ -69,7 +78,9 @@ def _unseen_quota(facts: Facts, cpu: CpuFacts) -> Iterator[Finding]:
             Evidence("cores that the machine shows", str(started)),
             Evidence("LLAMA_ARG_THREADS", "not set" if known else "unknown"),
         ),
-        f"export LLAMA_ARG_THREADS={_best(cpu)}",
+        env.set(name, best) if env else f"export {name}={best}",
+        _WHY,
+        env.mend(**{name: best}) if env else None,
     )
 
 

@@ -137,3 +137,15 @@ def test_a_recorded_model_with_a_draft() -> None:
 @pytest.mark.parametrize("name", ["env-bad-value", "kv-type-unknown", "kv-quantized-without-flash"])
 def test_a_recorded_load_that_failed_has_no_engine(name: str) -> None:
     assert parse_activity(recorded_log(name)).engine is None
+
+
+@pytest.mark.parametrize(
+    ("line", "errors"),
+    [
+        ("ggml_cuda_init: failed to initialize CUDA: unknown error", ("failed to initialize CUDA: unknown error",)),
+        ("ggml_cuda_init: failed to initialize CUDA: no CUDA-capable device is detected", ()),
+        ("ggml_cuda_init: found 1 CUDA devices:", ()),
+    ],
+)
+def test_why_an_engine_cannot_begin_with_a_gpu(line: str, errors: tuple[str, ...]) -> None:
+    assert parse_activity(f"{line}\n{line}\n").gpu_errors == errors

@@ -14,6 +14,8 @@ _NAME = "environment-ineffective"
 _WHY = "a server reads its environment once, when it starts, so it runs without what you set"
 # What a shell sets for a client of Ollama, too, or only for one.
 _CLIENTS = frozenset({"OLLAMA_HOST", "OLLAMA_NOHISTORY", "OLLAMA_EDITOR", "OLLAMA_API_KEY", "OLLAMA_API_BASE"})
+# Not how a server works, but where and for whom: a shell's may be meant for another server.
+_PLACES = frozenset({"OLLAMA_MODELS", "OLLAMA_ORIGINS", "OLLAMA_TMPDIR", "OLLAMA_NO_CLOUD", "OLLAMA_REMOTES"})
 
 
 def run(facts: Facts) -> Iterator[Finding]:
@@ -68,8 +70,10 @@ def _shell_finding(
     title = f"{', '.join(sorted(names))}: set in this shell, but the server that runs does not have it"
     seen = _evidence(facts, "environment of this process", shell, server, names)
     values = {name: clean(shell[name]) for name in names}
-    fix, mend = set_variable(server, names[0], values[names[0]]), EnvironmentMend(values)
-    return Finding(_NAME, severity, title, seen, fix, _WHY, mend if severity == "warning" else None)
+    fix = set_variable(server, names[0], values[names[0]])
+    wanted = {name: value for name, value in values.items() if name not in _PLACES}
+    mend = EnvironmentMend(wanted) if wanted and severity == "warning" else None
+    return Finding(_NAME, severity, title, seen, fix, _WHY, mend)
 
 
 def _evidence(

@@ -17,30 +17,31 @@ def run(facts: Facts) -> Iterator[Finding]:
 
     The kernel's log names a card that has fallen off the bus. After sleep NVIDIA's driver can be there
     while CUDA is not (Ollama's documentation, gpu.mdx: reload `nvidia_uvm`): then the server lists the
-    processor alone, though the card is there and the machine woke up since it started.
+    processor alone, though the card is there, and the engine says that it failed to initialize it or
+    the machine woke up since it started.
     """
     kernel, server = facts.kernel, facts.server
-    if kernel is None:
-        return
-    if kernel.gpu_errors:
-        seen = tuple(evidence(facts, "kernel.gpu_errors", line) for line in kernel.gpu_errors[-2:])
+    if kernel is not None and kernel.gpu_errors:
+        found = tuple(evidence(facts, "kernel.gpu_errors", line) for line in kernel.gpu_errors[-2:])
         fix = "sudo reboot  # if it comes back: look at the card's power supply and slot"
-        yield Finding(_NAME, "critical", "the kernel lost a GPU since the machine started", seen, fix, _WHY)
+        yield Finding(_NAME, "critical", "the kernel lost a GPU since the machine started", found, fix, _WHY)
         return
-    if not kernel.resumes or server is None or server.activity is None or server.remote:
-        return
+    work = server.activity if server is not None else None
     nodes = facts.devices.get("nvidia", ())
     there = bool(nodes) or any(gpu.vendor == "nvidia" for gpu in facts.gpus or ())
-    if not there or server.activity.compute != ("cpu",):
+    if server is None or work is None or server.remote or not there or work.compute != ("cpu",):
         return
-    seen = (
-        evidence(facts, "kernel.resumes", f"woke up {kernel.resumes} times since the start"),
-        evidence(facts, "server.activity", "inference compute: cpu only"),
-        Evidence("devices", nodes[0] if nodes else "an NVIDIA GPU answers its driver"),
-    )
+    lost = [evidence(facts, "server.activity", line) for line in work.gpu_errors[-2:]]
+    slept = kernel is not None and bool(kernel.resumes)
+    if kernel is not None and slept:
+        lost.append(evidence(facts, "kernel.resumes", f"woke up {kernel.resumes} times since the start"))
+    if not lost:
+        return
+    lost.append(evidence(facts, "server.activity", "inference compute: cpu only"))
+    lost.append(Evidence("devices", nodes[0] if nodes else "an NVIDIA GPU answers its driver"))
     fix = f"sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm  # then: {restart(server)}"
-    title = "the server lost the NVIDIA GPU when the machine slept"
-    yield Finding(_NAME, "warning", title, seen, fix, _WHY, RestartMend())
+    title = "the server lost the NVIDIA GPU when the machine slept" if slept else "the engine cannot begin with the GPU"
+    yield Finding(_NAME, "warning", title, tuple(lost), fix, _WHY, RestartMend())
 
 
 check = Check(_NAME, "GPU that was lost", "critical", True, run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from velollm.doctor.base import Check, EnvironmentMend, Evidence, Finding, RestartMend, evidence
+from velollm.doctor.base import Check, Evidence, Finding, RestartMend, evidence
 from velollm.doctor.mend import restart, unset_variable
 from velollm.facts import Facts, GpuFacts, ServerFacts
 from velollm.units import GIB, render_bytes
@@ -35,9 +35,7 @@ def run(facts: Facts) -> Iterator[Finding]:
     if hidden is not None:
         title = f"{hidden} hides the GPU from the server, which works on the processor"
         shown = evidence(facts, "server.environment", f"{hidden}={(server.environment or {})[hidden]}")
-        yield Finding(
-            _NAME, "note", title, (seen, shown), unset_variable(server, hidden), _WHY, EnvironmentMend({hidden: None})
-        )
+        yield Finding(_NAME, "note", title, (seen, shown), unset_variable(server, hidden), _WHY)
         return
     title = f"the server works on the processor, though {gpu.name or 'a GPU'} is there"
     if server.managed == "container":
@@ -49,8 +47,9 @@ def run(facts: Facts) -> Iterator[Finding]:
 
 def _was_lost(facts: Facts, server: ServerFacts, gpu: GpuFacts) -> bool:
     """Does `gpu-lost` tell it: was it there before the machine slept?"""
-    slept = facts.kernel is not None and bool(facts.kernel.resumes)
-    return slept and gpu.vendor == "nvidia" and server.activity is not None and server.activity.compute == ("cpu",)
+    if gpu.vendor != "nvidia" or server.activity is None or server.activity.compute != ("cpu",):
+        return False
+    return bool(server.activity.gpu_errors) or (facts.kernel is not None and bool(facts.kernel.resumes))
 
 
 def _is_usable(gpu: GpuFacts) -> bool:

@@ -88,8 +88,8 @@ class ServerActivity(Frozen):
     together. ``failures``: models whose last load failed. ``reload_gaps_s``: idle seconds before each load of a
     model that had been unloaded though nothing else had changed. ``option_reloads``: loads of a model in memory with
     other options. ``compute``: libraries of the ``inference compute`` lines (``cpu`` alone: no GPU was found).
-    ``default_context_tokens`` is what the server takes where nobody asks for a context. ``clients``: other machines
-    that were answered.
+    ``gpu_errors``: why the engine could not begin with a GPU, in its words. ``default_context_tokens`` is what the
+    server takes where nobody asks for a context. ``clients``: other machines that were answered.
     """
 
     requests: int = 0
@@ -107,6 +107,7 @@ class ServerActivity(Frozen):
     engine: EngineFacts | None = None
     default_context_tokens: int | None = None
     compute: tuple[str, ...] | None = None
+    gpu_errors: tuple[str, ...] = ()
     clients: tuple[str, ...] = ()
 
 

@@ -42,6 +42,9 @@ _OVERLAP_S = 0.5
 # A model that nobody asked for as long was gone by itself (the default keep-alive).
 _STILL_LOADED_S = 300.0
 _Named = TypeVar("_Named", FailedLoad, OptionReload, EngineFacts)
+# llama.cpp b10488 ggml/src/ggml-cuda/ggml-cuda.cu:222; "no CUDA-capable device is detected" is no fault of a machine
+# without one.
+_NO_GPU = re.compile(r"failed to initialize (?:CUDA|ROCm|MUSA): (?!no \S+ device is detected)[\w ,.()-]{1,80}")
 _CONTEXT_TIER = re.compile(r'msg="vram-based default context" .*\bdefault_num_ctx=(\d{1,9})\b')
 
 
@@ -108,6 +111,7 @@ def parse_activity(text: str) -> ServerActivity:
         engine=seen.engine,
         default_context_tokens=next((int(m.group(1)) for line in lines if (m := _CONTEXT_TIER.search(line))), None),
         compute=tuple(dict.fromkeys(compute)) or None,
+        gpu_errors=tuple(dict.fromkeys(m.group().strip() for line in lines if (m := _NO_GPU.search(line)))),
         clients=tuple(dict.fromkeys(r.client for r in requests if r.status < 400 and _is_other(r.client))),
     )
 

@@ -34,7 +34,8 @@ def run(facts: Facts) -> Iterator[Finding]:
         hint = f" (is {near} meant?)" if near else ""
         severity: Severity = "warning" if surely or near else "note"
         title = f"{name} is no variable of llama.cpp b{names.build}: it is ignored{hint}"
-        mend = env.mend(**{name: None, near: env.get(name)}) if near and near not in env else env.mend(**{name: None})
+        instead = {near: env.get(name)} if near and near not in env else {}
+        mend = env.mend(**{name: None, **instead}) if severity == "warning" else None
         yield Finding(_NAME, severity, title, env.seen(name), env.unset(name), _WHY, mend)
 
 

@@ -127,9 +127,9 @@ def fit_together(facts: Facts, arms: list[dict[str, KnobValue]]) -> bool:
         free = min(free, memory.limit_bytes - (memory.limit_used_bytes or 0))
     total = 0
     for knobs in arms:
-        if (estimate := estimate_total_bytes(model, knobs)) is None:
+        if (needed := estimate_total_bytes(model, knobs)) is None:
             return False
-        total += estimate.total_bytes
+        total += needed
     return total < _MEMORY_SHARE * free
 
 

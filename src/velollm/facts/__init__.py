@@ -262,8 +262,28 @@ class SsmFacts(Frozen):
     group_count: int | None = None
 
 
+class PartFacts(Frozen):
+    """Weights of one part of a model.
+
+    ``bytes``: all its tensors. ``matrices``: bytes, by number format, of those that a processor may repack: matrices
+    that are multiplied with, whose rows come in eights. ``spans``: where in the file's tensor data each of those
+    formats begins and ends, and under the empty name all other tensors.
+    """
+
+    bytes: int
+    matrices: Mapping[str, int] = Field(default_factory=dict)
+    spans: Mapping[str, tuple[int, int]] = Field(default_factory=dict)
+
+
 class ModelFacts(Frozen):
-    """A model as its GGUF header describes it. Per-layer tuples have ``layers`` entries."""
+    """A model as its GGUF header describes it. Per-layer tuples have ``layers`` entries.
+
+    Where the weights are, for whoever places them: ``layer_parts`` (without routed experts), ``expert_parts`` (the
+    routed experts of each layer), ``mtp_parts`` (one for each MTP layer), ``input_part`` (the embedding, which stays in
+    main memory), ``output_part`` (output matrix, last norm and the like), ``projector_bytes`` (what turns pictures into
+    embeddings). With ``tied_embeddings`` the file has no output matrix: the engine multiplies with the embedding, a
+    second copy of it where the output layer is elsewhere.
+    """
 
     name: str
     path: str | None = None
@@ -294,6 +314,13 @@ class ModelFacts(Frozen):
     file_type: str | None = None
     has_chat_template: bool | None = None
     tensor_bytes: int | None = None
+    layer_parts: tuple[PartFacts, ...] | None = None
+    expert_parts: tuple[PartFacts, ...] | None = None
+    mtp_parts: tuple[PartFacts, ...] | None = None
+    input_part: PartFacts | None = None
+    output_part: PartFacts | None = None
+    projector_bytes: int | None = None
+    tied_embeddings: bool | None = None
     bytes_by_type: Mapping[str, int] = Field(default_factory=dict)
 
 

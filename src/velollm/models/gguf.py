@@ -9,6 +9,7 @@ from velollm.facts import MlaFacts, ModelFacts, SsmFacts
 from velollm.models import layers as rules
 from velollm.models.header import GgufHeader, MetaValue, Passed, TensorInfo, read_gguf
 from velollm.models.layers import count
+from velollm.models.parts import weight_parts
 from velollm.models.types import FILE_TYPES
 
 __all__ = ["GgufHeader", "Passed", "TensorInfo", "model_facts", "read_gguf"]
@@ -64,6 +65,9 @@ def model_facts(header: GgufHeader, name: str) -> ModelFacts:
     }
     if architecture is not None:
         facts.update(_shape(header, architecture))
+    layers, mtp_layers = facts.get("layers"), facts.get("mtp_layers") or 0
+    if isinstance(layers, int) and isinstance(mtp_layers, int) and facts.get("tensor_bytes") is not None:
+        facts.update(weight_parts(header.tensors, layers, min(mtp_layers, _MAX_LAYERS)))
     return ModelFacts.model_validate(facts)
 
 

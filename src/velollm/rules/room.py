@@ -105,8 +105,7 @@ def weight_bytes(model: ModelFacts) -> int | None:
 
 def needed_bytes(model: ModelFacts, knobs: Mapping[str, KnobValue]) -> int | None:
     """Estimated memory of the model under these knobs; None where its shape is not known well enough."""
-    estimate = estimate_total_bytes(model, knobs)
-    return None if estimate is None else estimate.total_bytes
+    return estimate_total_bytes(model, knobs)
 
 
 def lacking_shape(model: ModelFacts) -> tuple[str, ...]:

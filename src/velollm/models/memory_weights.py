@@ -1,0 +1,131 @@
+"""Where each part of a model's weights goes, and how many bytes it takes there."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from velollm.facts import ModelFacts, PartFacts
+from velollm.models.parts import OTHERS
+
+CPU = "CPU"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the engine puts things: a device name for each layer, and for the output matrix.
+
+    ``layers`` includes MTP layers at its end. ``experts``: where the routed experts of each layer are.
+    """
+
+    layers: tuple[str, ...]
+    experts: tuple[str, ...]
+    output: str
+
+
+@dataclass
+class WeightBytes:
+    """Weights on one device: as in the file, and repacked for its processor."""
+
+    plain: int = 0
+    repacked: int = 0
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def mapped(self) -> int:
+        """Bytes of the file from the first tensor that is used in place to the end of the last."""
+        return max((end for _, end in self.spans), default=0) - min((start for start, _ in self.spans), default=0)
+
+
+def place(
+    layers: int,
+    *,
+    gpu_layers: int,
+    cpu_moe_layers: int,
+    gpus: tuple[str, ...],
+    split: tuple[float, ...] | None = None,
+) -> Placement:
+    """Layers and output matrix by device, as llama.cpp shares them out (src/llama-model.cpp:1354-1379).
+
+    The last ``gpu_layers`` of all layers and the output matrix, which counts as one more, go to the GPUs, in
+    order, in proportion to ``split`` (in equal parts without one; the engine takes the free memory of each).
+    """
+    first = max(layers + 1 - gpu_layers, 0)
+    used = min(gpu_layers, layers + 1) if gpus else 0
+    shares = split if split and len(split) == len(gpus) and sum(split) > 0 else (1.0,) * len(gpus)
+    bounds = [sum(shares[: i + 1]) / sum(shares) for i in range(len(shares))]
+
+    def device(layer: int) -> str:
+        if layer < first or layer - first >= used:
+            return CPU
+        return gpus[min(bisect_right(bounds, (layer - first) / used), len(gpus) - 1)]
+
+    homes = tuple(device(layer) for layer in range(layers))
+    experts = tuple(CPU if layer < cpu_moe_layers else home for layer, home in enumerate(homes))
+    return Placement(homes, experts, device(layers))
+
+
+def estimate_weights(
+    model: ModelFacts, placement: Placement, repacks: frozenset[str], *, mmap: bool
+) -> dict[str, WeightBytes] | None:
+    """Weights by device. ``repacks``: number formats that the CPU repacks; ``mmap``: the file stays mapped beside.
+
+    A mapped file counts from its first tensor that the CPU uses in place to the end of the last, as the engine's
+    ``CPU_Mapped model buffer`` does (src/llama-model-loader.cpp, ``get_mapping_range``). None where the sizes are
+    unknown.
+    """
+    if model.layer_parts is None or model.expert_parts is None or model.input_part is None or model.output_part is None:
+        return _whole(model, placement)
+    found: dict[str, WeightBytes] = {}
+    for device, part in _parts(model, placement):
+        _add(found.setdefault(device, WeightBytes()), part, repacks if device == CPU else frozenset())
+    if model.tied_embeddings:
+        _add_tied(found, model.input_part, placement.output, repacks)
+    cpu = found.setdefault(CPU, WeightBytes())
+    if mmap and cpu.spans:
+        cpu.plain = cpu.mapped()
+    return found
+
+
+def _whole(model: ModelFacts, placement: Placement) -> dict[str, WeightBytes] | None:
+    """All weights on the one device that has them; None where there are several and the parts are unknown."""
+    total = model.tensor_bytes if model.tensor_bytes is not None else model.file_bytes
+    if total is None or {*placement.layers, *placement.experts, placement.output} != {CPU}:
+        return None
+    return {CPU: WeightBytes(plain=total)}
+
+
+def _parts(model: ModelFacts, placement: Placement) -> list[tuple[str, PartFacts]]:
+    layers, experts = model.layer_parts or (), model.expert_parts or ()
+    found = list(zip(placement.layers, layers, strict=False))
+    found += zip(placement.experts, experts, strict=False)
+    found += zip(placement.layers[len(layers) :], model.mtp_parts or (), strict=False)
+    assert model.input_part is not None
+    assert model.output_part is not None
+    return [*found, (CPU, _looked_up(model.input_part)), (placement.output, model.output_part)]
+
+
+def _looked_up(part: PartFacts) -> PartFacts:
+    """The embedding as a table: nothing of it is repacked."""
+    starts, ends = zip(*part.spans.values(), strict=True) if part.spans else ((0,), (0,))
+    return PartFacts(bytes=part.bytes, spans={OTHERS: (min(starts), max(ends))} if part.spans else {})
+
+
+def _add(total: WeightBytes, part: PartFacts, repacks: frozenset[str]) -> None:
+    repacked = sum(size for kind, size in part.matrices.items() if kind in repacks)
+    total.repacked += repacked
+    total.plain += part.bytes - repacked
+    total.spans += [span for kind, span in part.spans.items() if kind not in repacks]
+
+
+def _add_tied(found: dict[str, WeightBytes], part: PartFacts, output: str, repacks: frozenset[str]) -> None:
+    """The copy of a tied embedding that is multiplied with, where it cannot be the same tensor."""
+    total = found.setdefault(output, WeightBytes())
+    if output == CPU:
+        total.repacked += sum(size for kind, size in part.matrices.items() if kind in repacks)
+    else:
+        total.plain += _matrix_bytes(part.matrices, part.bytes)
+
+
+def _matrix_bytes(matrices: Mapping[str, int], otherwise: int) -> int:
+    return sum(matrices.values()) or otherwise

@@ -245,11 +245,16 @@ class LogFacts(Frozen):
 
 
 class MlaFacts(Frozen):
-    """Multi-head latent attention: the compressed KV row is ``kv_lora_rank + rope_dims`` values."""
+    """Multi-head latent attention: the compressed KV row is ``kv_lora_rank + rope_dims`` values.
+
+    ``key_length`` and ``value_length``: of one head once it is decompressed.
+    """
 
     kv_lora_rank: int
     rope_dims: int
     q_lora_rank: int | None = None
+    key_length: int | None = None
+    value_length: int | None = None
 
 
 class SsmFacts(Frozen):
@@ -278,6 +283,9 @@ class PartFacts(Frozen):
 class ModelFacts(Frozen):
     """A model as its GGUF header describes it. Per-layer tuples have ``layers`` entries.
 
+    ``shared_expert_feed_forward_length``: width of what all tokens go through beside their experts. ``expert_layers``:
+    which layers have experts; where that is unknown, all but the first ``dense_layers``.
+
     Where the weights are, for whoever places them: ``layer_parts`` (without routed experts), ``expert_parts`` (the
     routed experts of each layer), ``mtp_parts`` (one for each MTP layer), ``input_part`` (the embedding, which stays in
     main memory), ``output_part`` (output matrix, last norm and the like), ``projector_bytes`` (what turns pictures into
@@ -304,6 +312,9 @@ class ModelFacts(Frozen):
     experts: int | None = None
     experts_used: int | None = None
     expert_feed_forward_length: int | None = None
+    shared_expert_feed_forward_length: int | None = None
+    dense_layers: int | None = None
+    expert_layers: tuple[bool, ...] | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[bool, ...] | None = None
     recurrent_layers: tuple[bool, ...] | None = None

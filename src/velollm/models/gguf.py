@@ -67,6 +67,7 @@ def model_facts(header: GgufHeader, name: str) -> ModelFacts:
         facts.update(_shape(header, architecture))
     layers, mtp_layers = facts.get("layers"), facts.get("mtp_layers") or 0
     if isinstance(layers, int) and isinstance(mtp_layers, int) and facts.get("tensor_bytes") is not None:
+        facts["expert_layers"] = _expert_layers(header.tensors, layers)
         facts.update(weight_parts(header.tensors, layers, min(mtp_layers, _MAX_LAYERS)))
     return ModelFacts.model_validate(facts)
 
@@ -79,6 +80,8 @@ def _shape(header: GgufHeader, architecture: str) -> dict[str, object]:
         "experts": keys.number("expert_count"),
         "experts_used": keys.number("expert_used_count"),
         "expert_feed_forward_length": keys.number("expert_feed_forward_length"),
+        "shared_expert_feed_forward_length": _shared_width(keys, header.tensors),
+        "dense_layers": keys.number("leading_dense_block_count"),
         "mtp_layers": keys.number("nextn_predict_layers"),
         "mla": _mla(keys),
         "ssm": _ssm(keys),
@@ -146,6 +149,12 @@ def _first(*values: int | None) -> int | None:
     return next((value for value in values if value is not None), None)
 
 
+def _expert_layers(tensors: tuple[TensorInfo, ...], layers: int) -> tuple[bool, ...]:
+    """Layers that have a router."""
+    names = {info.name for info in tensors}
+    return tuple(f"blk.{layer}.ffn_gate_inp.weight" in names for layer in range(layers))
+
+
 def _mla(keys: _Keys) -> MlaFacts | None:
     rank, row = keys.number("attention.kv_lora_rank"), keys.number("attention.key_length")
     if rank is None or keys.number("attention.key_length_mla") is None:
@@ -155,7 +164,22 @@ def _mla(keys: _Keys) -> MlaFacts | None:
         dims = row - rank if row is not None and row >= rank else None
     if dims is None:
         return None
-    return MlaFacts(kv_lora_rank=rank, rope_dims=dims, q_lora_rank=keys.number("attention.q_lora_rank"))
+    return MlaFacts(
+        kv_lora_rank=rank,
+        rope_dims=dims,
+        q_lora_rank=keys.number("attention.q_lora_rank"),
+        key_length=keys.number("attention.key_length_mla"),
+        value_length=keys.number("attention.value_length_mla"),
+    )
+
+
+def _shared_width(keys: _Keys, tensors: tuple[TensorInfo, ...]) -> int | None:
+    """Width of the shared experts: as their matrix has it, else as the metadata says."""
+    shapes = (info.shape for info in tensors if info.name.endswith(".ffn_down_shexp.weight"))
+    found = next((shape[0] for shape in shapes), None)
+    if found is not None or tensors:
+        return found
+    return keys.number("expert_shared_feed_forward_length")
 
 
 def _ssm(keys: _Keys) -> SsmFacts | None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from velollm.facts import ModelFacts
 from velollm.knobs import Basis, Knobs
-from velollm.models.memory_cache import DEFAULT_UBATCH, estimate_kv_bytes
-from velollm.models.memory_compute import estimate_compute_bytes
+from velollm.models.memory_cache import cache_size, kv_layer_bytes, state_layer_bytes
+from velollm.models.memory_compute import compute_bytes, output_bytes, worst_step
 from velollm.models.memory_weights import CPU, WeightBytes, estimate_weights, place
 
 __all__ = [
@@ -24,7 +24,9 @@ __all__ = [
     "estimate_total_bytes",
 ]
 
-_DEFAULT_BATCH = 2048  # common/common.h of llama.cpp, n_batch
+# common/common.h of llama.cpp, n_ubatch and n_batch.
+DEFAULT_UBATCH = 512
+_DEFAULT_BATCH = 2048
 # What an x86 processor with AVX2 repacks (ggml/src/ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type).
 AVX2_REPACKS = frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4"})
 
@@ -100,7 +102,6 @@ def estimate_memory(
         return None
     engine = engine or Engine()
     slots = _number(knobs, "slots") or 1
-    ubatch = min(_number(knobs, "ubatch") or DEFAULT_UBATCH, _number(knobs, "batch") or _DEFAULT_BATCH)
     blocks = model.layers + (model.mtp_layers or 0)
     layers = knobs.get("gpu_layers")
     placement = place(
@@ -113,25 +114,37 @@ def estimate_memory(
     weights = estimate_weights(
         model, placement, engine.repacks, mmap=knobs.get("load_mode") in (None, "auto", "mmap", "mlock")
     )
-    kv_types = [str(knobs.get(f"kv_type_{name}") or "f16") for name in ("k", "v")]
-    kv = estimate_kv_bytes(model, context, slots, kv_types[0], kv_types[1], ubatch=ubatch)
-    compute = estimate_compute_bytes(
-        model, context, slots, ubatch=ubatch, flash_attention=knobs.get("flash_attention") != "off"
+    unified = knobs.get("kv_unified") in ("on", True)
+    flash = knobs.get("flash_attention") != "off"
+    size = cache_size(
+        model,
+        context,
+        slots,
+        batch=_number(knobs, "batch") or _DEFAULT_BATCH,
+        ubatch=_number(knobs, "ubatch") or DEFAULT_UBATCH,
+        unified=unified,
     )
-    if weights is None or kv is None or compute is None:
+    kv_k, kv_v = (str(knobs.get(f"kv_type_{name}") or "f16") for name in ("k", "v"))
+    kv = kv_layer_bytes(model, size, kv_k, kv_v, transposed=not flash)
+    states = state_layer_bytes(model, slots)
+    step = worst_step(model, size, slots, flash_attention=flash, kv_type_k=kv_k, kv_type_v=kv_v)
+    compute, output = compute_bytes(model, step), output_bytes(model, slots)
+    if weights is None or kv is None or states is None or compute is None or output is None:
         return None
-    main = placement.output
+    offload = knobs.get("kv_offload") not in ("off", False)
     devices = []
     for device in (CPU, *gpus):
         part = weights.get(device, WeightBytes())
-        here = device == main
+        here = [home == device if offload else device == CPU for home in placement.layers[: model.layers]]
         devices.append(
             DeviceMemory(
                 device,
                 part.plain,
                 part.repacked,
-                kv_bytes=kv if here else 0,
-                compute_bytes=compute if here else 0,
+                kv_bytes=sum(size for size, at_home in zip(kv, here, strict=True) if at_home),
+                recurrent_bytes=sum(size for size, at_home in zip(states, here, strict=True) if at_home),
+                compute_bytes=compute if device == placement.output else 0,
+                output_bytes=output if device == CPU else 0,
             )
         )
     return MemoryEstimate(tuple(devices))

@@ -1,83 +1,98 @@
-"""Bytes of the KV cache and of recurrent states.
+"""Bytes of the KV cache and of recurrent states, layer by layer.
 
-Cell counts and row sizes follow llama.cpp b10488: src/llama-context.cpp, src/llama-kv-cache.cpp,
+Cell counts and row sizes follow llama.cpp b10488: src/llama-context.cpp (``n_ctx_seq``), src/llama-kv-cache.cpp,
 src/llama-kv-cache-iswa.cpp, src/llama-memory-recurrent.cpp, src/llama-hparams.cpp.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from velollm.facts import ModelFacts, SsmFacts
 from velollm.models.types import tensor_type
 
-DEFAULT_UBATCH = 512  # common/common.h of llama.cpp, n_ubatch
 _CELL_PAD = 256
 _FLOAT_BYTES = 4
 # Architectures that keep something beside K, V and an SSM state (indexer keys, compressed blocks, WKV or KDA states)
 # whose size the metadata kept here does not tell.
 _OTHER_CACHES = frozenset(
-    {"deepseek32", "glm-dsa", "deepseek4", "kimi-linear", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "t5"}
+    {
+        *("deepseek32", "glm-dsa", "deepseek4", "minimax-m3", "minimax-01", "kimi-linear", "kimi-k3", "bailingmoe3"),
+        *("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "t5", "t5encoder"),
+    }
 )
 
 
-def estimate_kv_bytes(
-    model: ModelFacts,
-    context_tokens: int,
-    slots: int,
-    kv_type_k: str,
-    kv_type_v: str,
-    *,
-    ubatch: int = DEFAULT_UBATCH,
-) -> int | None:
-    """KV cache and recurrent states for ``slots`` conversations of ``context_tokens`` each.
+@dataclass(frozen=True)
+class CacheSize:
+    """Cells of one stream in full and in sliding layers. ``streams``: one for each slot, or one for all (unified).
 
-    Each slot has its own cells (no unified KV), padded to 256. A sliding layer keeps
-    min(context, window + ubatch) cells, padded to 256 (src/llama-kv-cache-iswa.cpp). With MLA a cell is one compressed
-    row and there is no V. Layers that share the cache of earlier ones keep none. None where the shape, or how
-    this architecture caches, is unknown.
+    ``ubatch``: tokens of the largest step, ``total_tokens``: the context of all slots together.
     """
-    rows = _row_bytes(model, kv_type_k, kv_type_v)
-    state = _state_bytes(model)
-    if rows is None or state is None:
-        return None
-    full, sliding = _cells(model, context_tokens, slots, ubatch)
-    slides = model.sliding_layers or (False,) * len(rows)
-    per_slot = sum(row * (sliding if slide else full) for row, slide in zip(rows, slides, strict=True))
-    return (per_slot + state) * slots
+
+    streams: int
+    cells: int
+    sliding_cells: int
+    ubatch: int
+    total_tokens: int
 
 
-def _cells(model: ModelFacts, context_tokens: int, slots: int, ubatch: int) -> tuple[int, int]:
-    """Cells of a slot in a full and in a sliding layer."""
-    full = _padded(context_tokens)
-    if model.sliding_window is None:
-        return full, full
-    return full, _padded(min(full, model.sliding_window + min(ubatch, full * slots)))
+def cache_size(
+    model: ModelFacts, context_tokens: int, slots: int, *, batch: int, ubatch: int, unified: bool = False
+) -> CacheSize:
+    """Cells as the engine rounds them: all contexts to 256, and a window with a step behind it to 256.
+
+    A sliding layer keeps min(context, window + ubatch) cells, with a unified cache the windows of all slots together
+    (src/llama-kv-cache-iswa.cpp). The batch is at most the whole context (src/llama-context.cpp).
+    """
+    total = padded_cells(context_tokens * slots)
+    cells = total if unified else padded_cells(total // slots)
+    total = total if unified else cells * slots
+    step = min(ubatch, batch, total)
+    sliding = cells
+    if model.sliding_window is not None:
+        sliding = padded_cells(min(cells, model.sliding_window * (slots if unified else 1) + step))
+    return CacheSize(1 if unified else slots, cells, sliding, step, total)
 
 
-def _padded(cells: int) -> int:
+def padded_cells(cells: int) -> int:
+    """Cells as the engine makes them, in groups of 256."""
     return -(-cells // _CELL_PAD) * _CELL_PAD
 
 
-def _row_bytes(model: ModelFacts, kv_type_k: str, kv_type_v: str) -> tuple[int, ...] | None:
-    """Bytes of one cell in each layer (src/llama-kv-cache.cpp: ``n_embd_k_gqa``, ``n_embd_v_gqa``)."""
+def kv_layer_bytes(
+    model: ModelFacts, size: CacheSize, kv_type_k: str, kv_type_v: str, *, transposed: bool = False
+) -> tuple[int, ...] | None:
+    """KV cache of each layer, for all slots; None where the shape, or how this architecture caches, is unknown.
+
+    With MLA a cell is one compressed row and there is no V. Layers that share the cache of earlier ones keep none.
+    ``transposed``: without flash attention V is kept by value, as wide in every layer as in the widest.
+    """
     key_type, value_type = tensor_type(kv_type_k), tensor_type(kv_type_v)
     if key_type is None or value_type is None or model.architecture in _OTHER_CACHES or model.layers is None:
         return None
     if model.kv_heads is None:
         return None
-    with_kv = model.layers - (model.kv_shared_layers or 0)
-    rows = []
+    shapes = []
     for layer, heads in enumerate(model.kv_heads):
-        if heads == 0 or layer >= with_kv:
-            rows.append(0)
+        if heads == 0 or layer >= model.layers - (model.kv_shared_layers or 0):
+            shapes.append((0, 0))
             continue
-        sizes = _head_sizes(model, layer)
+        sizes = head_sizes(model, layer)
         if sizes is None:
             return None
-        rows.append(key_type.bytes_of(heads * sizes[0]) + value_type.bytes_of(heads * sizes[1]))
-    return tuple(rows)
+        shapes.append((heads * sizes[0], heads * sizes[1]))
+    widest = max((value for _, value in shapes), default=0)
+    slides = model.sliding_layers or (False,) * len(shapes)
+    found = []
+    for (key, value), slide in zip(shapes, slides, strict=True):
+        kept = widest if transposed and key and value else value
+        row = key_type.bytes_of(key) + value_type.bytes_of(kept)
+        found.append(row * (size.sliding_cells if slide else size.cells) * size.streams)
+    return tuple(found)
 
 
-def _head_sizes(model: ModelFacts, layer: int) -> tuple[int, int] | None:
+def head_sizes(model: ModelFacts, layer: int) -> tuple[int, int] | None:
     """Values of one KV head in a cell of that layer: K, V."""
     if model.mla is not None:
         return model.mla.kv_lora_rank + model.mla.rope_dims, 0
@@ -88,16 +103,17 @@ def _head_sizes(model: ModelFacts, layer: int) -> tuple[int, int] | None:
     return None if key is None or value is None else (key, value)
 
 
-def _state_bytes(model: ModelFacts) -> int | None:
-    """Recurrent state of one slot over all layers, in float32; None where its size is unknown."""
+def state_layer_bytes(model: ModelFacts, slots: int) -> tuple[int, ...] | None:
+    """Recurrent state of each layer, for all slots, in float32; None where its size is unknown."""
     if model.recurrent_layers is None:
         return None
-    count = sum(model.recurrent_layers)
-    if count == 0:
+    if not any(model.recurrent_layers):
         # An SSM that no layer is known to use: an architecture that we cannot lay out.
-        return 0 if model.ssm is None else None
+        return (0,) * len(model.recurrent_layers) if model.ssm is None else None
     values = None if model.ssm is None else _state_values(model.ssm)
-    return None if values is None else count * values * _FLOAT_BYTES
+    if values is None:
+        return None
+    return tuple(values * _FLOAT_BYTES * slots if recurrent else 0 for recurrent in model.recurrent_layers)
 
 
 def _state_values(ssm: SsmFacts) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,8 +14,10 @@ from typing import Any
 import pytest
 
 from tests.shared import shared_dir
+from velollm.backends.buffers import parse_buffers
+from velollm.knobs import KnobValue
 from velollm.models.gguf import model_facts, read_gguf
-from velollm.models.memory import estimate_compute_bytes, estimate_kv_bytes, estimate_total_bytes
+from velollm.models.memory import DeviceMemory, estimate_memory
 from velollm.models.synthetic import SHAPE_1B, TINY, ensure_model
 from velollm.units import MIB
 
@@ -31,18 +32,14 @@ ROUNDING_BYTES = MIB // 100
 
 
 def run_engine(model: Path, texts: list[str] | None = None, **changes: Any) -> tuple[dict[str, Any], dict[str, int]]:
-    """What the engine answered, and the bytes of its buffers by kind (``model``, ``KV``, ``compute``, ``output``)."""
+    """What the engine answered, and the bytes of its buffers by kind."""
     settings = json.dumps({**DEFAULTS, **changes, "texts": texts or []})
     child = Path(__file__).with_name("engine_child.py")
     done = subprocess.run(
         [sys.executable, str(child), str(model), settings], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    # The engine first loads without memory to see what would fit; the last sizes are the real ones.
-    sizes = re.findall(r"(\w+) +(model|KV|compute|output) buffer size = +([\d.]+) MiB", done.stderr)
-    found: dict[tuple[str, str], int] = {(kind, place): round(float(size) * MIB) for place, kind, size in sizes}
-    kinds = {kind for kind, _ in found}
-    return json.loads(done.stdout), {kind: sum(n for (k, _), n in found.items() if k == kind) for kind in kinds}
+    return json.loads(done.stdout), parse_buffers(done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +60,16 @@ def test_a_made_model_tokenizes_any_text_and_writes_varied_text(tiny: Path) -> N
     assert all(math.isfinite(value) and value <= 0 for value in answer["logprobs"])
     # No token stands above all others: even the likeliest is far from certain.
     assert max(answer["logprobs"]) < math.log(0.5)
-    estimate = estimate_total_bytes(model_facts(read_gguf(tiny), "tiny"), {"context_tokens": 512})
-    assert estimate is not None
-    assert estimate.weights_bytes == pytest.approx(buffers["model"], abs=2 * ROUNDING_BYTES)
+    device = estimated(tiny, {"context_tokens": 512, "load_mode": "none"})
+    assert device.weights_bytes == pytest.approx(buffers["weights"], abs=ROUNDING_BYTES)
+    assert device.repack_bytes == pytest.approx(buffers["repack"], abs=ROUNDING_BYTES)
+
+
+def estimated(path: Path, knobs: dict[str, KnobValue]) -> DeviceMemory:
+    found = estimate_memory(model_facts(read_gguf(path), path.stem), knobs)
+    assert found is not None
+    (device,) = found.devices
+    return device
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -82,35 +86,47 @@ OTHER_SHAPES = {
 }
 
 
-def compare(path: Path, tolerance_bytes: float = 0.1 * MIB, **changes: Any) -> None:
+def compare(path: Path, **changes: Any) -> None:
     """Hold the arithmetic against the sizes in the engine's log."""
     settings = {**DEFAULTS, **changes}
-    facts = model_facts(read_gguf(path), path.stem)
     _, buffers = run_engine(path, **changes)
-    size = {"context_tokens": settings["context"], "slots": settings["slots"]}
-    kv = estimate_kv_bytes(facts, **size, kv_type_k=settings["kv_type_k"], kv_type_v=settings["kv_type_v"])
-    assert kv == pytest.approx(buffers["KV"], abs=ROUNDING_BYTES)
-    compute = estimate_compute_bytes(facts, **size, ubatch=settings["ubatch"], flash_attention=settings["flash"])
-    assert compute == pytest.approx(buffers["compute"] + buffers["output"], abs=tolerance_bytes)
+    device = estimated(
+        path,
+        {
+            "context_tokens": settings["context"],
+            "slots": settings["slots"],
+            "ubatch": settings["ubatch"],
+            "kv_type_k": settings["kv_type_k"],
+            "kv_type_v": settings["kv_type_v"],
+            "flash_attention": "auto" if settings["flash"] else "off",
+            "load_mode": "none",
+        },
+    )
+    for term in ("kv", "output"):
+        assert getattr(device, f"{term}_bytes") == pytest.approx(buffers[term], abs=ROUNDING_BYTES), term
+    # The embedded engine is of a later build than the one whose graphs are counted: it keeps one or two more embeddings
+    # for each token of a step, and its positions.
+    more = buffers["compute"] - device.compute_bytes
+    width = model_facts(read_gguf(path), "").embedding_length or 0
+    each = 4 * min(settings["ubatch"], settings["context"] * settings["slots"])
+    assert (width + 4) * each - ROUNDING_BYTES <= more <= (2 * width + 4) * each + ROUNDING_BYTES
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_estimates_match_the_engines_own_log(name: str, tiny: Path) -> None:
+def test_estimates_are_near_the_engines_own_log(name: str, tiny: Path) -> None:
     compare(tiny, **CASES[name])
 
 
 @pytest.mark.parametrize("name", OTHER_SHAPES)
 @pytest.mark.parametrize("flash", [True, False])
 def test_estimates_are_near_for_narrow_shapes(name: str, flash: bool, tmp_path: Path) -> None:
-    shape = OTHER_SHAPES[name]
-    row_of_each_token = shape.embedding_length * 4 * 512
-    compare(ensure_model(shape, tmp_path), row_of_each_token, context=1024, flash=flash)
+    compare(ensure_model(OTHER_SHAPES[name], tmp_path), context=1024, flash=flash)
 
 
-def test_estimates_match_for_a_real_model() -> None:
+def test_estimates_are_near_for_a_real_model() -> None:
     compare(shared_dir("models") / "tiny-python-5m-f16.gguf", context=2048, slots=2)
 
 
-def test_estimates_match_the_shape_that_is_measured_with(tmp_path: Path) -> None:
+def test_estimates_are_near_for_the_shape_that_is_measured_with(tmp_path: Path) -> None:
     # Width, heads and feed-forward of the 1B shape; two layers and a small vocabulary keep the file small.
     compare(ensure_model(replace(SHAPE_1B, name="thin", layers=2, vocab=1024), tmp_path), context=4096)

@@ -42,17 +42,17 @@ def test_the_choice_fits_and_only_memory_shrinks_it(
     smallest = estimate_total_bytes(SMALL, {"context_tokens": 512, "slots": 1})
     assert smallest is not None
     if isinstance(advice, Skip):
-        assert smallest.total_bytes > usable
+        assert smallest > usable
         return
     needed = estimate_total_bytes(SMALL, advice.values)
     assert needed is not None
-    assert needed.total_bytes <= usable
+    assert needed <= usable
     wanted = min(max(context, default), SMALL.context_train or 0)
     if dict(advice.values) == {"context_tokens": wanted, "slots": slots}:
         return
     whole = estimate_total_bytes(SMALL, {"context_tokens": wanted, "slots": slots})
     assert whole is not None
-    assert whole.total_bytes > usable
+    assert whole > usable
     assert "memory holds no more" in advice.reason
 
 

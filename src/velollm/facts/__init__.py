@@ -272,10 +272,11 @@ class PartFacts(Frozen):
 
     ``bytes``: all its tensors. ``matrices``: bytes, by number format, of those that a processor may repack: matrices
     that are multiplied with, whose rows come in eights. ``spans``: where in the file's tensor data each of those
-    formats begins and ends, and under the empty name all other tensors.
+    formats begins and ends, and under the empty name all other tensors. ``largest_bytes``: its largest tensor.
     """
 
     bytes: int
+    largest_bytes: int | None = None
     matrices: Mapping[str, int] = Field(default_factory=dict)
     spans: Mapping[str, tuple[int, int]] = Field(default_factory=dict)
 

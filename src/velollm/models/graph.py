@@ -189,6 +189,36 @@ class Graph:
                     self.leafs.append(node)
         return tensor
 
+    def copy_between(self, input_copies: int) -> None:
+        """Give each device its own copy of what it reads from another, as ``ggml_backend_sched_split_graph`` does.
+
+        ``input_copies``: of each input, more than one where several GPUs work on different steps at once.
+        """
+        copies: dict[tuple[int, int], Tensor] = {}
+        nodes: list[Tensor] = []
+        for node in self.nodes:
+            node.src = tuple(self._brought(parent, node, copies, nodes, input_copies) for parent in node.src)
+            nodes.append(node)
+        self.nodes = nodes
+
+    def _brought(
+        self, parent: Tensor, node: Tensor, copies: dict[tuple[int, int], Tensor], nodes: list[Tensor], count: int
+    ) -> Tensor:
+        if parent.external or parent.owner.home == node.home or node.is_view:
+            return parent
+        key = (id(parent), node.home)
+        if key not in copies:
+            given = not parent.owner.src
+            copy = Tensor(parent.ne, parent.nb[0], () if given else (parent,))
+            copy.home = node.home
+            copies[key] = copy
+            (self.leafs if given else nodes).append(copy)
+            for _ in range(count - 1 if given else 0):
+                more = Tensor(parent.ne, parent.nb[0])
+                more.home = node.home
+                self.leafs.append(more)
+        return copies[key]
+
     def buffer_bytes(self, alignments: tuple[int, ...] = (_ALIGNMENT,)) -> tuple[int, ...]:
         """Bytes of the buffer on each device. A graph can be measured once."""
         return _Allocation(self, alignments).run()

@@ -289,7 +289,12 @@ class _Model:
 
     def _has_inner(self, layer: int) -> bool:
         widths = self._model.feed_forward_length
-        return self._has_experts(layer) or bool(widths and widths[layer])
+        if self._has_experts(layer):
+            return True
+        if widths is None and self._caches:
+            # Only a model without attention may have no feed-forward part at all.
+            raise _UnknownError
+        return bool(widths and widths[layer])
 
     def _has_experts(self, layer: int) -> bool:
         model = self._model

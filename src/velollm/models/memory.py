@@ -6,13 +6,13 @@ stacks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from velollm.facts import ModelFacts
 from velollm.knobs import Basis, Knobs
 from velollm.models.memory_cache import cache_size, kv_layer_bytes, state_layer_bytes
 from velollm.models.memory_compute import compute_bytes, output_bytes, worst_step
-from velollm.models.memory_weights import CPU, WeightBytes, estimate_weights, place
+from velollm.models.memory_weights import CPU, WeightBytes, estimate_weights, largest_on_cpu, place
 
 __all__ = [
     "CPU",
@@ -27,6 +27,7 @@ __all__ = [
 # common/common.h of llama.cpp, n_ubatch and n_batch.
 DEFAULT_UBATCH = 512
 _DEFAULT_BATCH = 2048
+_OFFLOADED_TOKENS = 32  # GGML_OP_OFFLOAD_MIN_BATCH, ggml/src/ggml-cuda/ggml-cuda.cu
 # What an x86 processor with AVX2 repacks (ggml/src/ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type).
 AVX2_REPACKS = frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4"})
 
@@ -83,6 +84,47 @@ class MemoryEstimate:
         return sum(device.total_bytes for device in self.devices)
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """Knobs as numbers; one that is absent or None is as llama.cpp sets it."""
+
+    context: int
+    slots: int
+    batch: int
+    ubatch: int
+    kv_k: str
+    kv_v: str
+    flash_attention: bool
+    unified: bool
+    offload: bool
+    mmap: bool
+    gpu_layers: int | None
+    cpu_moe_layers: int
+    speculation: str
+
+
+def _settings(model: ModelFacts, knobs: Knobs) -> _Settings | None:
+    context = _number(knobs, "context_tokens") or model.context_train
+    if context is None:
+        return None
+    layers = knobs.get("gpu_layers")
+    return _Settings(
+        context=context,
+        slots=_number(knobs, "slots") or 1,
+        batch=_number(knobs, "batch") or _DEFAULT_BATCH,
+        ubatch=_number(knobs, "ubatch") or DEFAULT_UBATCH,
+        kv_k=str(knobs.get("kv_type_k") or "f16"),
+        kv_v=str(knobs.get("kv_type_v") or "f16"),
+        flash_attention=knobs.get("flash_attention") != "off",
+        unified=knobs.get("kv_unified") in ("on", True),
+        offload=knobs.get("kv_offload") not in ("off", False),
+        mmap=knobs.get("load_mode") in (None, "auto", "mmap", "mlock"),
+        gpu_layers=layers if isinstance(layers, int) and layers >= 0 else None,
+        cpu_moe_layers=_number(knobs, "cpu_moe_layers") or 0,
+        speculation=str(knobs.get("speculation") or "none"),
+    )
+
+
 def estimate_memory(
     model: ModelFacts,
     knobs: Knobs,
@@ -94,65 +136,105 @@ def estimate_memory(
 ) -> MemoryEstimate | None:
     """Memory of the model under these knobs; a knob that is absent or None counts as llama.cpp's default.
 
-    ``gpus``: names of the GPUs that may take layers (all of them do, unless ``gpu_layers`` says otherwise), ``split``:
-    their shares. None where the model's shape, or how its architecture caches, is not known well enough.
+    ``gpus``: names of the GPUs that may take layers (all layers go there, unless ``gpu_layers`` says otherwise),
+    ``split``: their shares. ``draft``: a model beside it that proposes tokens, with as much context. None where the
+    shape of either, or how its architecture caches, is not known well enough.
     """
-    context = _number(knobs, "context_tokens") or model.context_train
-    if context is None or model.layers is None:
+    settings = _settings(model, knobs)
+    if settings is None or model.layers is None:
         return None
-    engine = engine or Engine()
-    slots = _number(knobs, "slots") or 1
-    blocks = model.layers + (model.mtp_layers or 0)
-    layers = knobs.get("gpu_layers")
+    if draft is not None and settings.speculation == "none":
+        settings = replace(settings, speculation="draft")
+    found = _devices(model, settings, model.layers, gpus, split, engine or Engine())
+    if found is None or draft is None:
+        return None if found is None else MemoryEstimate(found)
+    beside = _devices(
+        draft,
+        replace(settings, kv_k="f16", kv_v="f16", gpu_layers=None, cpu_moe_layers=0, speculation="none"),
+        draft.layers or 0,
+        gpus,
+        split,
+        engine or Engine(),
+    )
+    if beside is None:
+        return None
+    return MemoryEstimate(
+        tuple(replace(own, draft_bytes=other.total_bytes) for own, other in zip(found, beside, strict=True))
+    )
+
+
+def _devices(
+    model: ModelFacts,
+    settings: _Settings,
+    layers: int,
+    gpus: tuple[str, ...],
+    split: tuple[float, ...] | None,
+    engine: Engine,
+) -> tuple[DeviceMemory, ...] | None:
+    """All terms of one model, by device."""
+    blocks = layers + (model.mtp_layers or 0)
     placement = place(
         blocks,
-        gpu_layers=layers if isinstance(layers, int) and layers >= 0 else blocks + 1,
-        cpu_moe_layers=_number(knobs, "cpu_moe_layers") or 0,
+        gpu_layers=blocks + 1 if settings.gpu_layers is None else settings.gpu_layers,
+        cpu_moe_layers=settings.cpu_moe_layers,
         gpus=gpus,
         split=split,
     )
-    weights = estimate_weights(
-        model, placement, engine.repacks, mmap=knobs.get("load_mode") in (None, "auto", "mmap", "mlock")
-    )
-    unified = knobs.get("kv_unified") in ("on", True)
-    flash = knobs.get("flash_attention") != "off"
+    # Beside a GPU the CPU's weights stay as the GPU can read them (src/llama-model.cpp, ``make_cpu_buft_list``).
+    weights = estimate_weights(model, placement, frozenset() if gpus else engine.repacks, mmap=settings.mmap)
     size = cache_size(
         model,
-        context,
-        slots,
-        batch=_number(knobs, "batch") or _DEFAULT_BATCH,
-        ubatch=_number(knobs, "ubatch") or DEFAULT_UBATCH,
-        unified=unified,
+        settings.context,
+        settings.slots,
+        batch=settings.batch,
+        ubatch=settings.ubatch,
+        unified=settings.unified,
     )
-    kv_k, kv_v = (str(knobs.get(f"kv_type_{name}") or "f16") for name in ("k", "v"))
-    kv = kv_layer_bytes(model, size, kv_k, kv_v, transposed=not flash)
-    states = state_layer_bytes(model, slots)
-    step = worst_step(model, size, slots, flash_attention=flash, kv_type_k=kv_k, kv_type_v=kv_v)
-    compute, output = compute_bytes(model, step), output_bytes(model, slots)
+    kv = kv_layer_bytes(model, size, settings.kv_k, settings.kv_v, transposed=not settings.flash_attention)
+    states = state_layer_bytes(model, settings.slots)
+    step = worst_step(
+        model,
+        size,
+        settings.slots,
+        flash_attention=settings.flash_attention,
+        kv_type_k=settings.kv_k,
+        kv_type_v=settings.kv_v,
+        speculation=settings.speculation,
+    )
+    names = (CPU, *gpus)
+    homes = tuple(names.index(home) for home in (*placement.layers[:layers], placement.output))
+    parallel = len(gpus) > 1 and CPU not in placement.layers
+    compute, output = compute_bytes(model, step, homes, len(names), parallel=parallel), output_bytes(model, step)
     if weights is None or kv is None or states is None or compute is None or output is None:
         return None
-    offload = knobs.get("kv_offload") not in ("off", False)
-    devices = []
-    for device in (CPU, *gpus):
-        part = weights.get(device, WeightBytes())
-        here = [home == device if offload else device == CPU for home in placement.layers[: model.layers]]
-        devices.append(
-            DeviceMemory(
-                device,
-                part.plain,
-                part.repacked,
-                kv_bytes=sum(size for size, at_home in zip(kv, here, strict=True) if at_home),
-                recurrent_bytes=sum(size for size, at_home in zip(states, here, strict=True) if at_home),
-                compute_bytes=compute if device == placement.output else 0,
-                output_bytes=output if device == CPU else 0,
-            )
+    if gpus and step.tokens >= _OFFLOADED_TOKENS:
+        compute = (compute[0], compute[1] + largest_on_cpu(model, placement), *compute[2:])
+    return tuple(
+        DeviceMemory(
+            name,
+            weights.get(name, WeightBytes()).plain,
+            weights.get(name, WeightBytes()).repacked,
+            kv_bytes=_at(name, placement.layers, kv, settings.offload),
+            recurrent_bytes=_at(name, placement.layers, states, settings.offload),
+            compute_bytes=compute[number],
+            output_bytes=output if name == CPU else 0,
         )
-    return MemoryEstimate(tuple(devices))
+        for number, name in enumerate(names)
+    )
+
+
+def _at(device: str, homes: tuple[str, ...], sizes: tuple[int, ...], offload: bool) -> int:
+    """Bytes of those layers that keep their cache on the device."""
+    places = homes if offload else (CPU,) * len(homes)
+    return sum(size for home, size in zip(places, sizes, strict=False) if home == device)
 
 
 def estimate_total_bytes(model: ModelFacts, knobs: Knobs) -> int | None:
-    """All bytes of the model in main memory under these knobs; None as for `estimate_memory`."""
-    estimate = estimate_memory(model, knobs)
+    """Main memory that must be there for the model under these knobs; None as for `estimate_memory`.
+
+    Pages of a mapped file are left out where their repacked copy is used: the kernel takes them back when it must.
+    """
+    estimate = estimate_memory(model, {**knobs, "load_mode": "none"})
     return None if estimate is None else estimate.total_bytes
 
 

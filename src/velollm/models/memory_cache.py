@@ -21,6 +21,8 @@ _OTHER_CACHES = frozenset(
         *("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "t5", "t5encoder"),
     }
 )
+# Their cache leaves MTP layers out (src/llama-model.cpp, ``create_memory``).
+_MTP_WITHOUT_CACHE = frozenset({"step35", "hunyuan-v3", "mimo2", "qwen3next", "qwen35", "qwen35moe"})
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def kv_layer_bytes(
     """KV cache of each layer, for all slots; None where the shape, or how this architecture caches, is unknown.
 
     With MLA a cell is one compressed row and there is no V. Layers that share the cache of earlier ones keep none.
-    ``transposed``: without flash attention V is kept by value, as wide in every layer as in the widest.
+    MTP layers follow the others. ``transposed``: without flash attention V is kept by value, as wide in every layer as
+    in the widest.
     """
     key_type, value_type = tensor_type(kv_type_k), tensor_type(kv_type_v)
     if key_type is None or value_type is None or model.architecture in _OTHER_CACHES or model.layers is None:
@@ -84,11 +87,18 @@ def kv_layer_bytes(
         shapes.append((heads * sizes[0], heads * sizes[1]))
     widest = max((value for _, value in shapes), default=0)
     slides = model.sliding_layers or (False,) * len(shapes)
-    found = []
-    for (key, value), slide in zip(shapes, slides, strict=True):
-        kept = widest if transposed and key and value else value
-        row = key_type.bytes_of(key) + value_type.bytes_of(kept)
-        found.append(row * (size.sliding_cells if slide else size.cells) * size.streams)
+    rows = [
+        key_type.bytes_of(key) + value_type.bytes_of(widest if transposed and key and value else value)
+        for key, value in shapes
+    ]
+    found = [
+        row * (size.sliding_cells if slide else size.cells) * size.streams
+        for row, slide in zip(rows, slides, strict=True)
+    ]
+    if found and model.mtp_layers and model.architecture not in _MTP_WITHOUT_CACHE:
+        # The engine makes a full cache for them, whether they are used or not (src/llama-kv-cache.cpp, n_layer_all).
+        full = [row for row, slide in zip(rows, slides, strict=True) if not slide]
+        found += [max(full, default=0) * size.cells * size.streams] * model.mtp_layers
     return tuple(found)
 
 

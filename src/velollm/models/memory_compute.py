@@ -9,19 +9,34 @@ from velollm.models.graph_parts import Step
 from velollm.models.memory_cache import CacheSize
 
 _FLOAT_BYTES = 4
+# Tokens that each kind of speculation may propose at once (common/common.h; ``common_speculative_n_max``).
+_PROPOSED = {"ngram-simple": 48, "ngram-map-k": 48, "ngram-map-k4v": 48, "ngram-mod": 64, "ngram-cache": 8, "draft": 3}
+_CPU_ALIGNMENT = 32  # TENSOR_ALIGNMENT, ggml/src/ggml-impl.h
+_GPU_ALIGNMENT = 128  # ggml/src/ggml-cuda/ggml-cuda.cu, ggml_backend_cuda_buffer_type_get_alignment
 _TURNED_HEAD = 64  # src/llama-kv-cache.cpp, attn_rot_k
 
 
 def worst_step(
-    model: ModelFacts, size: CacheSize, slots: int, *, flash_attention: bool, kv_type_k: str, kv_type_v: str
+    model: ModelFacts,
+    size: CacheSize,
+    slots: int,
+    *,
+    flash_attention: bool,
+    kv_type_k: str,
+    kv_type_v: str,
+    speculation: str = "none",
 ) -> Step:
-    """The step that the engine reserves for: a whole ubatch, one row of logits for each slot (src/llama-context.cpp,
-    ``sched_reserve``; tools/server/server-context.cpp, ``server_output_limits``)."""
+    """The step that the engine reserves for: a whole ubatch (src/llama-context.cpp, ``sched_reserve``).
+
+    Each slot gets one row of logits, and one more for each token that speculation may propose
+    (tools/server/server-context.cpp, ``server_output_limits``).
+    """
     tokens = -(-size.ubatch // slots) * slots
+    rows = slots * (1 + _PROPOSED.get(speculation, 0))
     return Step(
         tokens=tokens,
         sequences=slots,
-        outputs=min(size.ubatch, slots),
+        outputs=min(size.ubatch, rows),
         streams=size.streams,
         cells=size.cells,
         sliding_cells=size.sliding_cells,
@@ -36,12 +51,23 @@ def _turns(model: ModelFacts, head: int | None, sliding_head: int | None) -> boo
     return model.mla is None and head is not None and head % _TURNED_HEAD == 0 and sliding_head in (None, head)
 
 
-def compute_bytes(model: ModelFacts, step: Step) -> int | None:
-    """The compute buffer on a CPU; None where the model's shape is not known well enough."""
-    graph = build_graph(model, step)
-    return None if graph is None else graph.buffer_bytes()[0]
+def compute_bytes(
+    model: ModelFacts, step: Step, homes: tuple[int, ...] = (), devices: int = 1, *, parallel: bool = False
+) -> tuple[int, ...] | None:
+    """The compute buffer on each device; None where the model's shape is not known well enough.
+
+    ``homes``: the device of each layer and of the output, 0 for the CPU. ``parallel``: several GPUs work on several
+    steps at once, and keep four copies of the inputs (GGML_SCHED_MAX_COPIES).
+    """
+    graph = build_graph(model, step, homes if devices > 1 else ())
+    if graph is None:
+        return None
+    if devices == 1:
+        return graph.buffer_bytes()
+    graph.copy_between(4 if parallel else 1)
+    return graph.buffer_bytes((_CPU_ALIGNMENT, *[_GPU_ALIGNMENT] * (devices - 1)))
 
 
-def output_bytes(model: ModelFacts, slots: int) -> int | None:
-    """Logits of one token a slot, where they are handed out (src/llama-context.cpp, ``output_reserve``)."""
-    return None if model.vocab is None else slots * model.vocab * _FLOAT_BYTES
+def output_bytes(model: ModelFacts, step: Step) -> int | None:
+    """Logits as they are handed out, a row for each slot (src/llama-context.cpp, ``output_reserve``)."""
+    return None if model.vocab is None else step.sequences * model.vocab * _FLOAT_BYTES

@@ -87,6 +87,20 @@ def estimate_weights(
     return found
 
 
+def largest_on_cpu(model: ModelFacts, placement: Placement) -> int:
+    """The largest tensor of layers in main memory: a GPU beside takes it in for each large step.
+
+    Source: ``op_offload``, ggml/src/ggml-backend.cpp, ``ggml_backend_sched_backend_id_from_cur``. Where the tensors of a
+    part are not known one by one, a third of it, as of three matrices.
+    """
+    found = [0]
+    for homes, parts in ((placement.layers, model.layer_parts), (placement.experts, model.expert_parts)):
+        for home, part in zip(homes, parts or (), strict=False):
+            if home == CPU:
+                found.append(part.bytes // 3 if part.largest_bytes is None else part.largest_bytes)
+    return max(found)
+
+
 def _whole(model: ModelFacts, placement: Placement) -> dict[str, WeightBytes] | None:
     """All weights on the one device that has them; None where there are several and the parts are unknown."""
     total = model.tensor_bytes if model.tensor_bytes is not None else model.file_bytes

@@ -25,12 +25,14 @@ class _Sum:
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.largest = 0
         self.matrices: dict[str, int] = {}
         self.spans: dict[str, tuple[int, int]] = {}
 
     def add(self, info: TensorInfo, *, matrix: bool) -> None:
         size = info.size_bytes or 0
         self.bytes += size
+        self.largest = max(self.largest, size)
         kind = info.type_name if matrix else OTHERS
         if matrix:
             self.matrices[kind] = self.matrices.get(kind, 0) + size
@@ -38,7 +40,7 @@ class _Sum:
         self.spans[kind] = (min(first, info.offset), max(end, info.offset + size))
 
     def facts(self) -> PartFacts:
-        return PartFacts(bytes=self.bytes, matrices=self.matrices, spans=self.spans)
+        return PartFacts(bytes=self.bytes, largest_bytes=self.largest, matrices=self.matrices, spans=self.spans)
 
 
 def weight_parts(tensors: Iterable[TensorInfo], layers: int, mtp_layers: int) -> dict[str, object]:
@@ -92,6 +94,7 @@ def _both(first: PartFacts, second: PartFacts) -> PartFacts:
         spans[kind] = (min(old[0], start), max(old[1], end))
     return PartFacts(
         bytes=first.bytes + second.bytes,
+        largest_bytes=max(first.largest_bytes or 0, second.largest_bytes or 0),
         matrices={name: first.matrices.get(name, 0) + second.matrices.get(name, 0) for name in names},
         spans=spans,
     )

@@ -10,18 +10,23 @@ import re
 
 from velollm.units import MIB
 
-_LINE = re.compile(r"(\S+)\s+(model|KV|RS|output|compute) buffer size\s*=\s*([\d.]+) MiB")
+TERMS = ("weights", "repack", "kv", "recurrent", "compute", "output")
+
+_LINE = re.compile(r"(\S+)\s+(model|KV|RS|output|compute) buffer size\s*=\s*([\d.]{1,20}) MiB")
 _LOAD = re.compile(r"print_info: no_alloc\s*=\s*(\d)")
+_BUILD = re.compile(r"build_info: (\S+)")
 _NAMES = {"model": "weights", "KV": "kv", "RS": "recurrent", "output": "output", "compute": "compute"}
+_HOST = re.compile(r"^(?:CPU|AMX|BLAS)|_Host$")
+CPU = "CPU"
 
 
-def parse_buffers(log: str) -> dict[str, int]:
-    """Bytes by kind over all devices: ``weights``, ``repack``, ``kv``, ``recurrent``, ``output``, ``compute``.
+def parse_device_buffers(log: str) -> dict[str, dict[str, int]]:
+    """Bytes by device and kind (`TERMS`): main memory as ``CPU``, GPUs as the engine calls them (``CUDA0``).
 
     Kinds that the log does not name are absent. A load that only looks at what would fit (``no_alloc``) is passed over.
     A compute buffer that is named again for the same model replaces what was said before.
     """
-    found: dict[str, int] = {}
+    found: dict[str, dict[str, int]] = {}
     compute: dict[tuple[int, str], int] = {}
     loads, dry = 0, False
     for line in log.splitlines():
@@ -31,12 +36,33 @@ def parse_buffers(log: str) -> dict[str, int]:
         if match is None or dry:
             continue
         place, kind, size = match.groups()
-        number = round(float(size) * MIB)
+        number = round(float(size) * MIB) if size.count(".") < 2 else 0
         if kind == "compute":
             compute[loads, place] = number
             continue
-        name = "repack" if kind == "model" and place.endswith("REPACK") else _NAMES[kind]
-        found[name] = found.get(name, 0) + number
-    if compute:
-        found["compute"] = sum(compute.values())
+        term = "repack" if kind == "model" and place.endswith("REPACK") else _NAMES[kind]
+        terms = found.setdefault(_device(place), {})
+        terms[term] = terms.get(term, 0) + number
+    for (_, place), number in compute.items():
+        terms = found.setdefault(_device(place), {})
+        terms["compute"] = terms.get("compute", 0) + number
     return found
+
+
+def _device(place: str) -> str:
+    return CPU if _HOST.search(place) else place.removesuffix("_Mapped").removesuffix("_Split")
+
+
+def parse_buffers(log: str) -> dict[str, int]:
+    """The same over all devices."""
+    found: dict[str, int] = {}
+    for terms in parse_device_buffers(log).values():
+        for term, number in terms.items():
+            found[term] = found.get(term, 0) + number
+    return found
+
+
+def parse_build(log: str) -> str | None:
+    """The engine's build as it names itself (``b10488-3f2a1c``); None where the log does not tell."""
+    match = _BUILD.search(log)
+    return match.group(1) if match else None

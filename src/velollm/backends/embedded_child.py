@@ -27,6 +27,8 @@ def make_params(xllamacpp: Any, model: str, knobs: dict[str, Any], port: int) ->
     params.n_parallel = knobs.get("slots") or 1
     params.n_ctx = (knobs.get("context_tokens") or 0) * params.n_parallel
     params.kv_unified = False
+    # From here on the engine says what it allocates (common/log.h of llama.cpp, LOG_LEVEL_TRACE).
+    params.verbosity = 4
     params.ctx_shift = True
     params.endpoint_metrics = True
     params.endpoint_slots = True

@@ -20,6 +20,8 @@ from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs
 
+# From here on the engine says what it allocates (common/log.h, LOG_LEVEL_TRACE).
+LOG_VERBOSITY = "4"
 _LISTENING = re.compile(r"server is listening on (http://\S+)")
 
 
@@ -58,6 +60,7 @@ class LlamaCppBackend(Backend):
         refuse_taken(port)
         binary = shutil.which("llama-server") or "llama-server"
         argv = [binary, "--model", str(model.path), "--host", "127.0.0.1", "--port", str(port or free_port())]
+        argv += ["--log-verbosity", LOG_VERBOSITY]
         child = Child(guarded([*argv, *render_flags(knobs)]), log=log, environ=_clean_environ(), ready=_listening)
         with serving(child, model, progress) as server:
             yield server

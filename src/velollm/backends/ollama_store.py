@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
+PROJECTOR_LAYER = "application/vnd.ollama.image.projector"
 _DIGEST = re.compile(r"^sha256[:-]([0-9a-f]{64})$")
 _PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*$")
 _MANIFEST_LIMIT_BYTES = 4 * 1024 * 1024
@@ -55,7 +56,7 @@ def parse_manifest(text: str, media_type: str = MODEL_LAYER) -> str | None:
     return match.group(1) if match else None
 
 
-def find_ollama_blob(name: str, models_dir: Path) -> Path | None:
+def find_ollama_blob(name: str, models_dir: Path, media_type: str = MODEL_LAYER) -> Path | None:
     """The GGUF file of an installed model under ``models_dir``; None where it is not there or cannot be read."""
     full = parse_model_name(name)
     if full is None:
@@ -63,7 +64,7 @@ def find_ollama_blob(name: str, models_dir: Path) -> Path | None:
     try:
         with (models_dir / full.manifest_path).open("rb") as file:
             text = file.read(_MANIFEST_LIMIT_BYTES).decode("utf-8", "replace")
-        digest = parse_manifest(text)
+        digest = parse_manifest(text, media_type)
         blob = models_dir / "blobs" / f"sha256-{digest}"
         return blob if digest and blob.is_file() else None
     except OSError:

@@ -6,7 +6,7 @@ stacks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from velollm.facts import ModelFacts
 from velollm.knobs import Basis, Knobs
@@ -69,6 +69,13 @@ class DeviceMemory:
             + self.output_bytes
             + self.draft_bytes
         )
+
+
+def device_fields(device: DeviceMemory) -> dict[str, str | int]:
+    """The device as JSON documents have it."""
+    found: dict[str, str | int] = {item.name: getattr(device, item.name) for item in fields(device)}
+    basis = found.pop("basis")
+    return {**found, "total_bytes": device.total_bytes, "basis": basis}
 
 
 @dataclass(frozen=True)
@@ -209,10 +216,12 @@ def _devices(
         return None
     if gpus and step.tokens >= _OFFLOADED_TOKENS:
         compute = (compute[0], compute[1] + largest_on_cpu(model, placement), *compute[2:])
+    # What turns pictures into embeddings goes to the first GPU, if there is one (tools/mtmd/clip.cpp).
+    projector = model.projector_bytes or 0
     return tuple(
         DeviceMemory(
             name,
-            weights.get(name, WeightBytes()).plain,
+            weights.get(name, WeightBytes()).plain + (projector if name == (*gpus, CPU)[0] else 0),
             weights.get(name, WeightBytes()).repacked,
             kv_bytes=_at(name, placement.layers, kv, settings.offload),
             recurrent_bytes=_at(name, placement.layers, states, settings.offload),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from velollm.facts import ModelFacts, PartFacts
@@ -82,7 +81,10 @@ def estimate_weights(
     if model.tied_embeddings:
         _add_tied(found, model.input_part, placement.output, repacks)
     cpu = found.setdefault(CPU, WeightBytes())
-    if mmap and cpu.spans:
+    if mmap and cpu.repacked:
+        # Where the tensors lie is not known of a model that was only described: then the whole file counts.
+        cpu.plain = cpu.mapped() or cpu.plain + cpu.repacked - _tied_bytes(model, placement, repacks)
+    elif mmap and cpu.spans:
         cpu.plain = cpu.mapped()
     return found
 
@@ -90,8 +92,8 @@ def estimate_weights(
 def largest_on_cpu(model: ModelFacts, placement: Placement) -> int:
     """The largest tensor of layers in main memory: a GPU beside takes it in for each large step.
 
-    Source: ``op_offload``, ggml/src/ggml-backend.cpp, ``ggml_backend_sched_backend_id_from_cur``. Where the tensors of a
-    part are not known one by one, a third of it, as of three matrices.
+    Source: ggml/src/ggml-backend.cpp, ``ggml_backend_sched_backend_id_from_cur`` (``op_offload``). Where the tensors of
+    a part are not known one by one, a third of it, as of three matrices.
     """
     found = [0]
     for homes, parts in ((placement.layers, model.layer_parts), (placement.experts, model.expert_parts)):
@@ -99,6 +101,20 @@ def largest_on_cpu(model: ModelFacts, placement: Placement) -> int:
             if home == CPU:
                 found.append(part.bytes // 3 if part.largest_bytes is None else part.largest_bytes)
     return max(found)
+
+
+def lacking_shape(model: ModelFacts) -> tuple[str, ...]:
+    """Names of the facts that an estimate needs and this model does not tell.
+
+    With all of them there, it is the architecture whose cache or graph cannot be worked out.
+    """
+    names = ["layers", "embedding_length", "vocab", "recurrent_layers"]
+    if not (model.recurrent_layers and all(model.recurrent_layers)):
+        names += ["heads", "kv_heads", "key_length", "value_length"]
+    lacked = [name for name in names if getattr(model, name) is None]
+    if model.tensor_bytes is None and model.file_bytes is None:
+        lacked.append("tensor_bytes")
+    return tuple(lacked)
 
 
 def _whole(model: ModelFacts, placement: Placement) -> dict[str, WeightBytes] | None:
@@ -138,8 +154,11 @@ def _add_tied(found: dict[str, WeightBytes], part: PartFacts, output: str, repac
     if output == CPU:
         total.repacked += sum(size for kind, size in part.matrices.items() if kind in repacks)
     else:
-        total.plain += _matrix_bytes(part.matrices, part.bytes)
+        total.plain += sum(part.matrices.values()) or part.bytes
 
 
-def _matrix_bytes(matrices: Mapping[str, int], otherwise: int) -> int:
-    return sum(matrices.values()) or otherwise
+def _tied_bytes(model: ModelFacts, placement: Placement, repacks: frozenset[str]) -> int:
+    """Bytes of a repacked copy that is there beside its original in any case."""
+    if not model.tied_embeddings or placement.output != CPU or model.input_part is None:
+        return 0
+    return sum(size for kind, size in model.input_part.matrices.items() if kind in repacks)

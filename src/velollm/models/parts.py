@@ -23,7 +23,8 @@ OTHERS = ""
 class _Sum:
     """Adds up the tensors of one part."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, placed: bool) -> None:
+        self.placed = placed
         self.bytes = 0
         self.largest = 0
         self.matrices: dict[str, int] = {}
@@ -36,6 +37,8 @@ class _Sum:
         kind = info.type_name if matrix else OTHERS
         if matrix:
             self.matrices[kind] = self.matrices.get(kind, 0) + size
+        if not self.placed:
+            return
         first, end = self.spans.get(kind, (info.offset, 0))
         self.spans[kind] = (min(first, info.offset), max(end, info.offset + size))
 
@@ -46,10 +49,12 @@ class _Sum:
 def weight_parts(tensors: Iterable[TensorInfo], layers: int, mtp_layers: int) -> dict[str, object]:
     """The fields of `ModelFacts` that say where the weights are; blocks from ``layers`` on are MTP layers."""
     tensors = tuple(tensors)
+    # A model that was only described has all its tensors at the beginning.
+    placed = any(info.offset for info in tensors)
     tied = not any(info.name == "output.weight" for info in tensors)
-    blocks = [_Sum() for _ in range(layers + mtp_layers)]
-    experts = [_Sum() for _ in range(layers + mtp_layers)]
-    embedding, output, projector = _Sum(), _Sum(), _Sum()
+    blocks = [_Sum(placed=placed) for _ in range(layers + mtp_layers)]
+    experts = [_Sum(placed=placed) for _ in range(layers + mtp_layers)]
+    embedding, output, projector = (_Sum(placed=placed) for _ in range(3))
     for info in tensors:
         match = _BLOCK.match(info.name)
         if match:

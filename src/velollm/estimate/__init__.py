@@ -1,0 +1,118 @@
+"""How much memory a model takes here, or on another machine: by arithmetic, or as an engine has it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from velollm.errors import VeloError
+from velollm.estimate.arithmetic import calculate
+from velollm.estimate.defaults import default_knobs
+from velollm.estimate.find import Found, find_facts
+from velollm.facts import CpuFacts, Facts, ModelFacts
+from velollm.knobs import Knobs, KnobValue
+from velollm.models.memory import MemoryEstimate
+from velollm.models.memory_weights import lacking_shape
+from velollm.units import GIB
+
+if TYPE_CHECKING:
+    from velollm.probe.source import Source
+
+# tools/server: --cache-ram, 8192 MiB where nothing is said.
+PROMPT_CACHE_BYTES = 8 * GIB
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: a model, the knobs that were given, and on what. ``backend`` auto: as the model's kind has it.
+
+    ``by_engine``: as an engine here has it.
+    """
+
+    model: str
+    knobs: Mapping[str, KnobValue] = field(default_factory=dict)
+    draft: str | None = None
+    backend: str = "auto"
+    by_engine: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The estimate, and what it is for. ``unknown``: what is in no number."""
+
+    model: ModelFacts
+    backend: str
+    knobs: Knobs
+    estimate: MemoryEstimate
+    unknown: tuple[str, ...] = ()
+
+
+def estimate(question: Question, data: Path) -> Answer:
+    """Answer it; ``data`` is the user's data directory, where corrections are kept.
+
+    Raises:
+        VeloError: there is no such model, its shape is not known well enough, or no engine can be asked.
+    """
+    found = find_facts(question.model)
+    draft = None if question.draft is None else find_facts(question.draft)
+    backend = found.backend if question.backend == "auto" else question.backend
+    machine = _machine()
+    knobs = default_knobs(backend, machine, found.facts, question.knobs)
+    if question.by_engine:
+        from velollm.estimate.engine import ask_engine
+
+        if draft is not None:
+            raise VeloError("an engine can be asked for one model only", "leave out --draft or --basis engine")
+        measured = ask_engine(backend, question.model, found, knobs, machine, data)
+        return Answer(found.facts, backend, knobs, _with_cache(measured), _unknown(found))
+    calculated = calculate(found.facts, knobs, machine, draft=None if draft is None else draft.facts)
+    if calculated is None:
+        raise _not_known(found.facts, None if draft is None else draft.facts)
+    return Answer(found.facts, backend, knobs, _with_cache(calculated), _unknown(found))
+
+
+def _machine() -> Facts:
+    """What of this machine decides about memory: processor and GPUs."""
+    from velollm.probe.gpus import probe_gpus
+    from velollm.probe.source import LiveSource
+
+    source = LiveSource()
+    return Facts(cpu=_processor(source), gpus=probe_gpus(source).gpus)
+
+
+def _processor(source: Source) -> CpuFacts:
+    """The processor's vector extensions, and nothing else: that takes no time."""
+    from velollm.probe.cpuinfo import info_flags, parse_cpuinfo, parse_isa
+
+    flags = info_flags(parse_cpuinfo(source.read("/proc/cpuinfo") or ""))
+    if flags is None and platform.machine().lower() in ("arm64", "aarch64"):
+        # Without the list (macOS, Windows): every such processor that engines are built for has them.
+        return CpuFacts(isa=("neon", "dotprod"))
+    return CpuFacts(isa=parse_isa(flags))
+
+
+def _with_cache(found: MemoryEstimate) -> MemoryEstimate:
+    return replace(found, prompt_cache_bytes=PROMPT_CACHE_BYTES)
+
+
+def _unknown(found: Found) -> tuple[str, ...]:
+    notes = ["the engine's own program, stacks and libraries"]
+    if found.facts.projector_bytes:
+        notes.append("buffers for pictures")
+    return tuple(notes)
+
+
+def _not_known(model: ModelFacts, draft: ModelFacts | None) -> VeloError:
+    for facts in filter(None, (draft, model)):
+        if lacking := lacking_shape(facts):
+            return VeloError(
+                f"the memory of {facts.name} cannot be worked out: its file does not tell {', '.join(lacking)}",
+                "try --basis engine, where an engine is at hand",
+            )
+    return VeloError(
+        f"the memory of {model.name} cannot be worked out: how '{model.architecture}' models cache is not known",
+        "try --basis engine, where an engine is at hand",
+    )

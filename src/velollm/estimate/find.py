@@ -1,0 +1,61 @@
+"""From a model's name to its facts: a GGUF file, or an Ollama model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from velollm.errors import VeloError
+from velollm.facts import ModelFacts
+from velollm.models.gguf import model_facts, read_gguf
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's facts, the file they are from (None: it is not here), and the backend that such names belong to."""
+
+    facts: ModelFacts
+    path: Path | None
+    backend: str
+
+
+def find_facts(name: str, environ: Mapping[str, str] | None = None, home: Path | None = None) -> Found:
+    """The model of that name. A path that exists is a file; then comes Ollama's store.
+
+    Raises:
+        VeloError: there is none, or its file cannot be read.
+    """
+    path = Path(name).expanduser()
+    if _looks_like_path(name, path):
+        return Found(model_facts(read_gguf(path), name), path, "llamacpp")
+    if (found := _find_in_ollama(name, environ or os.environ, home or Path.home())) is not None:
+        return found
+    raise VeloError(
+        f"there is no model '{name}'",
+        "give the path of a .gguf file or the name of an installed Ollama model (`ollama list`)",
+    )
+
+
+def _looks_like_path(name: str, path: Path) -> bool:
+    try:
+        return path.suffix == ".gguf" or path.exists() or (os.sep in name and path.parent.is_dir())
+    except OSError:
+        return False
+
+
+def _find_in_ollama(name: str, environ: Mapping[str, str], home: Path) -> Found | None:
+    from velollm.backends.ollama_store import PROJECTOR_LAYER, default_model_dirs, find_ollama_blob
+
+    for directory in default_model_dirs(environ, home):
+        blob = find_ollama_blob(name, directory)
+        if blob is None:
+            continue
+        facts = model_facts(read_gguf(blob), name)
+        projector = find_ollama_blob(name, directory, PROJECTOR_LAYER)
+        if projector is not None:
+            size = projector.stat().st_size + (facts.projector_bytes or 0)
+            facts = facts.model_copy(update={"projector_bytes": size})
+        return Found(facts, blob, "ollama")
+    return None

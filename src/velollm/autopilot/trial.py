@@ -19,6 +19,8 @@ from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
 from velollm.bench.workload import load_workload
 from velollm.config import ensure_dir
 from velollm.errors import VeloError
+from velollm.estimate.arithmetic import calculate
+from velollm.estimate.kept import keep_measured
 from velollm.facts import Facts
 from velollm.knobs import Knobs, KnobValue
 from velollm.models.memory import estimate_total_bytes
@@ -109,9 +111,23 @@ def _measure(
     return result
 
 
+def _keep_memory(course: Course, knobs: Knobs, log: Path) -> None:
+    """Remember what the engine allocated for this arm: later estimates of the model are corrected by it."""
+    model = course.facts.model
+    if model is None:
+        return
+    with contextlib.suppress(OSError):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        keep_measured(course.order.paths.data, model, course.model.path, calculate(model, knobs, course.facts), text)
+
+
+def _log_path(course: Course, name: str) -> Path:
+    return ensure_dir(course.order.paths.data / "trial") / f"{name}.log"
+
+
 def _fresh_log(course: Course, name: str) -> Path:
     """Where an engine of the latest trial writes its log; it stays, as errors point to it."""
-    log = ensure_dir(course.order.paths.data / "trial") / f"{name}.log"
+    log = _log_path(course, name)
     with contextlib.suppress(OSError):
         log.unlink(missing_ok=True)
     return log

@@ -14,8 +14,10 @@ TERMS = ("weights", "repack", "kv", "recurrent", "compute", "output")
 
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|output|compute) buffer size\s*=\s*([\d.]{1,20}) MiB")
 _LOAD = re.compile(r"print_info: no_alloc\s*=\s*(\d)")
-_BUILD = re.compile(r"build_info: (\S+)")
+_BUILD = re.compile(r"common_params_print_info: build ([^\n]{1,200})")
+_OLLAMA = re.compile(r"Listening on \S+ \(version (\S{1,40})\)")
 _NAMES = {"model": "weights", "KV": "kv", "RS": "recurrent", "output": "output", "compute": "compute"}
+_STARTS = ("starting llama-server", "common_params_print_info: build")
 _HOST = re.compile(r"^(?:CPU|AMX|BLAS)|_Host$")
 CPU = "CPU"
 
@@ -27,6 +29,7 @@ def parse_device_buffers(log: str) -> dict[str, dict[str, int]]:
     A compute buffer that is named again for the same model replaces what was said before.
     """
     found: dict[str, dict[str, int]] = {}
+    log = _latest(log)
     compute: dict[tuple[int, str], int] = {}
     loads, dry = 0, False
     for line in log.splitlines():
@@ -49,6 +52,11 @@ def parse_device_buffers(log: str) -> dict[str, dict[str, int]]:
     return found
 
 
+def _latest(log: str) -> str:
+    """From the last start of an engine on: a server's log holds every load that it did."""
+    return log[max(log.rfind(mark) for mark in _STARTS) :] if any(mark in log for mark in _STARTS) else log
+
+
 def _device(place: str) -> str:
     return CPU if _HOST.search(place) else place.removesuffix("_Mapped").removesuffix("_Split")
 
@@ -63,6 +71,12 @@ def parse_buffers(log: str) -> dict[str, int]:
 
 
 def parse_build(log: str) -> str | None:
-    """The engine's build as it names itself (``b10488-3f2a1c``); None where the log does not tell."""
-    match = _BUILD.search(log)
-    return match.group(1) if match else None
+    """The engine's build as it names itself, as one word; None where the log does not tell.
+
+    Ollama's version comes before it where the engine is Ollama's.
+    """
+    match, ollama = _BUILD.search(_latest(log)), _OLLAMA.search(log)
+    if match is None:
+        return None
+    words = [f"ollama-{ollama.group(1)}"] if ollama else []
+    return "_".join([*words, *match.group(1).split()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from velollm.errors import VeloError
 from velollm.estimate.arithmetic import calculate
 from velollm.estimate.defaults import default_knobs
 from velollm.estimate.find import Found, find_facts
-from velollm.facts import CpuFacts, Facts, ModelFacts
+from velollm.facts import CpuFacts, Facts, GpuFacts, ModelFacts
 from velollm.knobs import Knobs, KnobValue
 from velollm.models.memory import MemoryEstimate
 from velollm.models.memory_weights import lacking_shape
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # tools/server: --cache-ram, 8192 MiB where nothing is said.
 PROMPT_CACHE_BYTES = 8 * GIB
+
+# Without any of them Linux has no GPU that an engine could use, and there is nothing to probe.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri", "/sys/class/drm/card0", "/sys/class/drm/card1")
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,15 @@ def estimate(question: Question, data: Path) -> Answer:
 
 def _machine() -> Facts:
     """What of this machine decides about memory: processor and GPUs."""
-    from velollm.probe.gpus import probe_gpus
     from velollm.probe.source import LiveSource
 
     source = LiveSource()
-    return Facts(cpu=_processor(source), gpus=probe_gpus(source).gpus)
+    gpus: tuple[GpuFacts, ...] | None = ()
+    if not sys.platform.startswith("linux") or any(Path(name).exists() for name in _GPU_DEVICES):
+        from velollm.probe.gpus import probe_gpus
+
+        gpus = probe_gpus(source).gpus
+    return Facts(cpu=_processor(source), gpus=gpus)
 
 
 def _processor(source: Source) -> CpuFacts:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from velollm.backends.buffers import TERMS, parse_buffers, parse_build
 from velollm.config import ensure_dir
+from velollm.errors import VeloError
 from velollm.facts import ModelFacts
 from velollm.models.memory import MemoryEstimate
 
@@ -59,7 +60,7 @@ def keep_measured(data: Path, model: ModelFacts, path: Path | None, expected: Me
     while len(entries) >= _MOST_ENTRIES:
         del entries[next(iter(entries))]
     entries[f"{name} {build}"] = factors
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, VeloError):
         _write(data, entries)
 
 

@@ -23,6 +23,7 @@ from velollm.facts.server import (
     TruncationFacts,
     UnreadFacts,
 )
+from velollm.modelfacts import MlaFacts, ModelFacts, PartFacts, SsmFacts
 
 __all__ = [
     "CgroupFacts",
@@ -44,6 +45,7 @@ __all__ = [
     "MlaFacts",
     "ModelFacts",
     "OptionReload",
+    "PartFacts",
     "PastFlight",
     "PcieFacts",
     "PowerFacts",
@@ -95,6 +97,7 @@ class MemoryFacts(Frozen):
     pages left out); ``allowed_bytes`` is what the NUMA nodes of the cpuset hold, where they are not all.
     ``total_bytes`` leaves out GPU memory that the kernel counts in ``proc_meminfo_total_bytes``.
     ``approx_gib``, ``total_text`` and ``total_mib`` are rounded sizes, as a tool or log printed them.
+    ``bandwidth_bytes_per_s``: what it can be read at.
     """
 
     total_bytes: int | None = None
@@ -109,6 +112,7 @@ class MemoryFacts(Frozen):
     host_approx_gb: float | None = None
     total_text: str | None = None
     total_mib: int | None = None
+    bandwidth_bytes_per_s: int | None = None
 
 
 class CgroupFacts(Frozen):
@@ -212,6 +216,7 @@ class GpuFacts(Frozen):
     cpu_affinity: str | None = None
     display_active: bool | None = None
     power_limit_watts: float | None = None
+    memory_bandwidth_bytes_per_s: int | None = None
     processes: tuple[GpuProcess, ...] | None = None
 
 
@@ -242,98 +247,6 @@ class LogFacts(Frozen):
     total_vram: str | None = None
     memory: str | None = None
     default_num_ctx: int | None = None
-
-
-class MlaFacts(Frozen):
-    """Multi-head latent attention: the compressed KV row is ``kv_lora_rank + rope_dims`` values.
-
-    ``key_length`` and ``value_length``: of one head once it is decompressed.
-    """
-
-    kv_lora_rank: int
-    rope_dims: int
-    q_lora_rank: int | None = None
-    key_length: int | None = None
-    value_length: int | None = None
-
-
-class SsmFacts(Frozen):
-    """State-space (recurrent) layers of a model, GGUF ``ssm.*`` values."""
-
-    conv_kernel: int | None = None
-    inner_size: int | None = None
-    state_size: int | None = None
-    time_step_rank: int | None = None
-    group_count: int | None = None
-
-
-class PartFacts(Frozen):
-    """Weights of one part of a model.
-
-    ``bytes``: all its tensors. ``matrices``: bytes, by number format, of those that a processor may repack: matrices
-    that are multiplied with, whose rows come in eights. ``spans``: where in the file's tensor data each of those
-    formats begins and ends, and under the empty name all other tensors. ``largest_bytes``: its largest tensor.
-    """
-
-    bytes: int
-    largest_bytes: int | None = None
-    matrices: Mapping[str, int] = Field(default_factory=dict)
-    spans: Mapping[str, tuple[int, int]] = Field(default_factory=dict)
-
-
-class ModelFacts(Frozen):
-    """A model as its GGUF header describes it. Per-layer tuples have ``layers`` entries.
-
-    ``shared_expert_feed_forward_length``: width of what all tokens go through beside their experts. ``expert_layers``:
-    which layers have experts; where that is unknown, all but the first ``dense_layers``.
-
-    Where the weights are, for whoever places them: ``layer_parts`` (without routed experts), ``expert_parts`` (the
-    routed experts of each layer), ``mtp_parts`` (one for each MTP layer), ``input_part`` (the embedding, which stays in
-    main memory), ``output_part`` (output matrix, last norm and the like), ``projector_bytes`` (what turns pictures into
-    embeddings). With ``tied_embeddings`` the file has no output matrix: the engine multiplies with the embedding, a
-    second copy of it where the output layer is elsewhere.
-    """
-
-    name: str
-    path: str | None = None
-    file_bytes: int | None = None
-    architecture: str | None = None
-    parameters: int | None = None
-    layers: int | None = None
-    embedding_length: int | None = None
-    feed_forward_length: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
-    kv_heads: tuple[int, ...] | None = None
-    key_length: int | None = None
-    value_length: int | None = None
-    key_length_swa: int | None = None
-    value_length_swa: int | None = None
-    vocab: int | None = None
-    context_train: int | None = None
-    experts: int | None = None
-    experts_used: int | None = None
-    expert_feed_forward_length: int | None = None
-    shared_expert_feed_forward_length: int | None = None
-    dense_layers: int | None = None
-    expert_layers: tuple[bool, ...] | None = None
-    sliding_window: int | None = None
-    sliding_layers: tuple[bool, ...] | None = None
-    recurrent_layers: tuple[bool, ...] | None = None
-    kv_shared_layers: int | None = None
-    mla: MlaFacts | None = None
-    ssm: SsmFacts | None = None
-    mtp_layers: int | None = None
-    file_type: str | None = None
-    has_chat_template: bool | None = None
-    tensor_bytes: int | None = None
-    layer_parts: tuple[PartFacts, ...] | None = None
-    expert_parts: tuple[PartFacts, ...] | None = None
-    mtp_parts: tuple[PartFacts, ...] | None = None
-    input_part: PartFacts | None = None
-    output_part: PartFacts | None = None
-    projector_bytes: int | None = None
-    tied_embeddings: bool | None = None
-    bytes_by_type: Mapping[str, int] = Field(default_factory=dict)
 
 
 class KernelFacts(Frozen):

@@ -1,0 +1,106 @@
+"""What is known of a model: its shape, and where its weights are. `velollm.facts` hands these out with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Base of all facts: immutable, and no field that is not declared."""
+
+    # Schemas are built when they are first used: a command needs few of them, and building all takes 0.1 s.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+
+class MlaFacts(Frozen):
+    """Multi-head latent attention: the compressed KV row is ``kv_lora_rank + rope_dims`` values.
+
+    ``key_length`` and ``value_length``: of one head once it is decompressed.
+    """
+
+    kv_lora_rank: int
+    rope_dims: int
+    q_lora_rank: int | None = None
+    key_length: int | None = None
+    value_length: int | None = None
+
+
+class SsmFacts(Frozen):
+    """State-space (recurrent) layers of a model, GGUF ``ssm.*`` values."""
+
+    conv_kernel: int | None = None
+    inner_size: int | None = None
+    state_size: int | None = None
+    time_step_rank: int | None = None
+    group_count: int | None = None
+
+
+class PartFacts(Frozen):
+    """Weights of one part of a model.
+
+    ``bytes``: all its tensors. ``matrices``: bytes, by number format, of those that a processor may repack: matrices
+    that are multiplied with, whose rows come in eights. ``spans``: where in the file's tensor data each of those
+    formats begins and ends, and under the empty name all other tensors. ``largest_bytes``: its largest tensor.
+    """
+
+    bytes: int
+    largest_bytes: int | None = None
+    matrices: Mapping[str, int] = Field(default_factory=dict)
+    spans: Mapping[str, tuple[int, int]] = Field(default_factory=dict)
+
+
+class ModelFacts(Frozen):
+    """A model as its GGUF header describes it. Per-layer tuples have ``layers`` entries.
+
+    ``shared_expert_feed_forward_length``: width of what all tokens go through beside their experts. ``expert_layers``:
+    which layers have experts; where that is unknown, all but the first ``dense_layers``.
+
+    Where the weights are, for whoever places them: ``layer_parts`` (without routed experts), ``expert_parts`` (the
+    routed experts of each layer), ``mtp_parts`` (one for each MTP layer), ``input_part`` (the embedding, which stays in
+    main memory), ``output_part`` (output matrix, last norm and the like), ``projector_bytes`` (what turns pictures into
+    embeddings). With ``tied_embeddings`` the file has no output matrix: the engine multiplies with the embedding, a
+    second copy of it where the output layer is elsewhere.
+    """
+
+    name: str
+    path: str | None = None
+    file_bytes: int | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    layers: int | None = None
+    embedding_length: int | None = None
+    feed_forward_length: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    kv_heads: tuple[int, ...] | None = None
+    key_length: int | None = None
+    value_length: int | None = None
+    key_length_swa: int | None = None
+    value_length_swa: int | None = None
+    vocab: int | None = None
+    context_train: int | None = None
+    experts: int | None = None
+    experts_used: int | None = None
+    expert_feed_forward_length: int | None = None
+    shared_expert_feed_forward_length: int | None = None
+    dense_layers: int | None = None
+    expert_layers: tuple[bool, ...] | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] | None = None
+    recurrent_layers: tuple[bool, ...] | None = None
+    kv_shared_layers: int | None = None
+    mla: MlaFacts | None = None
+    ssm: SsmFacts | None = None
+    mtp_layers: int | None = None
+    file_type: str | None = None
+    has_chat_template: bool | None = None
+    tensor_bytes: int | None = None
+    layer_parts: tuple[PartFacts, ...] | None = None
+    expert_parts: tuple[PartFacts, ...] | None = None
+    mtp_parts: tuple[PartFacts, ...] | None = None
+    input_part: PartFacts | None = None
+    output_part: PartFacts | None = None
+    projector_bytes: int | None = None
+    tied_embeddings: bool | None = None
+    bytes_by_type: Mapping[str, int] = Field(default_factory=dict)

@@ -145,7 +145,7 @@ MLA: dict[str, WriteValue] = {
 
 def test_mla_in_the_compressed_form(tmp_path: Path) -> None:
     facts = facts_of(tmp_path, "deepseek2", DENSE | MLA | {"attention.key_length_mla": 192})
-    assert facts.mla == MlaFacts(kv_lora_rank=512, rope_dims=64, q_lora_rank=1536)
+    assert facts.mla == MlaFacts(kv_lora_rank=512, rope_dims=64, q_lora_rank=1536, key_length=192)
 
 
 def test_mla_in_the_old_form_keeps_full_k_and_v(tmp_path: Path) -> None:

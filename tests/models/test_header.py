@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import struct
 import tracemalloc
 from pathlib import Path
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from tests.models.files import header_of, write_gguf
 from tests.shared import shared_dir
 from velollm.errors import VeloError
-from velollm.models.gguf import Passed, model_facts, read_gguf
-from velollm.models.header import _Cursor, _parse
-from velollm.models.memory import estimate_total_bytes
+from velollm.knobs import KnobValue
+from velollm.models.gguf import GgufHeader, Passed, model_facts, read_gguf
+from velollm.models.header import MAX_HEADER_BYTES, _Cursor, _DamagedError, _parse
+from velollm.models.memory import estimate_memory, estimate_total_bytes
 from velollm.models.synthetic import TINY, ensure_model
 from velollm.models.writer import NewTensor, WriteValue, render_header
 from velollm.units import MIB
@@ -266,3 +268,86 @@ def test_a_whole_vocabulary_with_flipped_bytes(
     for _ in range(data.draw(st.integers(1, 4))):
         mutated[data.draw(st.integers(0, len(header) - 1))] = data.draw(st.integers(0, 255))
     survives(scratch, bytes(mutated), data.draw(st.sampled_from([size, len(header), len(header) // 2])))
+
+
+NUMBERS = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1)
+HYBRID: dict[str, WriteValue] = {
+    "general.architecture": "granitehybrid",
+    "granitehybrid.block_count": 2,
+    "granitehybrid.embedding_length": 64,
+    "granitehybrid.context_length": 4096,
+    "granitehybrid.attention.head_count": 4,
+    "granitehybrid.attention.head_count_kv": [0, 2],
+    "granitehybrid.feed_forward_length": 128,
+    "granitehybrid.expert_count": 4,
+    "granitehybrid.expert_used_count": 2,
+    "granitehybrid.expert_feed_forward_length": 32,
+    "granitehybrid.nextn_predict_layers": 0,
+    "granitehybrid.ssm.conv_kernel": 4,
+    "granitehybrid.ssm.inner_size": 128,
+    "granitehybrid.ssm.state_size": 16,
+    "granitehybrid.ssm.time_step_rank": 4,
+    "granitehybrid.ssm.group_count": 1,
+    "tokenizer.ggml.tokens": ["a", "b", "c", "d"],
+}
+HYBRID_TENSORS = (
+    *TENSORS,
+    NewTensor("blk.0.ssm_in.weight", (64, 296), "q8_0"),
+    NewTensor("blk.1.ffn_gate_exps.weight", (64, 32, 4), "q4_0"),
+    NewTensor("blk.1.ffn_gate_inp.weight", (64, 4), "f32"),
+)
+
+
+def mutated(source: random.Random, data: bytes) -> bytes:
+    """One variant: bytes flipped, numbers replaced, pieces cut out, doubled or moved, or the end cut off."""
+    out = bytearray(data)
+    for _ in range(source.randint(1, 4)):
+        at, kind = source.randrange(len(out)), source.randrange(6)
+        if kind == 0:
+            out[at] = source.randrange(256)
+        elif kind == 1:
+            out[at : at + 8] = struct.pack("<Q", source.choice(NUMBERS))
+        elif kind == 2:
+            out[at : at + 4] = struct.pack("<I", source.choice(NUMBERS) % 2**32)
+        elif kind == 3:
+            del out[at : at + source.randint(1, 16)]
+        elif kind == 4:
+            out[at:at] = out[max(0, at - source.randint(1, 32)) : at]
+        else:
+            del out[at:]
+        if not out:
+            return b""
+    return bytes(out)
+
+
+def test_ten_thousand_damaged_headers_take_neither_memory_nor_a_traceback() -> None:
+    source = random.Random(20261125)
+    whole = (WHOLE, render_header(HYBRID.items(), HYBRID_TENSORS))
+    knobs: dict[str, KnobValue] = {"context_tokens": 4096, "slots": 2, "kv_type_k": "q8_0", "kv_type_v": "q8_0"}
+    refused = estimated = 0
+    for number in range(10_000):
+        data = mutated(source, whole[number % 2]) + bytes(source.choice([0, 64, 65_536]))
+        # Tracing costs time: every tenth variant is watched.
+        if number % 10 == 0:
+            tracemalloc.start()
+        try:
+            facts = model_facts(_read_memory(data), "fuzzed")
+            estimated += estimate_memory(facts, knobs, gpus=("GPU",)) is not None
+        except VeloError as error:
+            refused += 1
+            assert "\n" not in error.message
+        finally:
+            if tracemalloc.is_tracing():
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+                assert peak < 16 * MIB
+    # Both ends are reached: files that are refused, and damage that leaves a model.
+    assert refused > 5000
+    assert estimated > 100
+
+
+def _read_memory(data: bytes) -> GgufHeader:
+    try:
+        return _parse(_Cursor(io.BytesIO(data), MAX_HEADER_BYTES), Path("model.gguf"))
+    except _DamagedError as error:
+        raise VeloError(str(error)) from error

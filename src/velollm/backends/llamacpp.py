@@ -22,7 +22,7 @@ from velollm.knobs import KNOBS, Knobs
 
 # From here on the engine says what it allocates (common/log.h, LOG_LEVEL_TRACE).
 LOG_VERBOSITY = "4"
-_LISTENING = re.compile(r"server is listening on (http://\S+)")
+_LISTENING = re.compile(r"(?:server is|llama_server:) listening on (http://\S+)")
 
 
 class LlamaCppBackend(Backend):

@@ -13,6 +13,8 @@ from velollm.models.graph import Graph, Tensor, add, get_rows, matmul, mul, norm
 from velollm.models.graph_parts import Cache, Heads, Parts, Step
 from velollm.models.graph_states import States
 
+_MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS, src/llama-hparams.h
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -315,7 +317,7 @@ class _Model:
             )
         widths = model.feed_forward_length
         inner = model.expert_feed_forward_length or (widths[layer] if widths else None)
-        if not inner:
+        if not inner or (model.experts_used or 0) > _MOST_EXPERTS:
             raise _UnknownError
         found = self._parts.experts(
             cur,

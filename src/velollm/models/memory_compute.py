@@ -48,7 +48,7 @@ def worst_step(
 
 def _turns(model: ModelFacts, head: int | None, sliding_head: int | None) -> bool:
     """Are the heads of a size that the engine turns by a Hadamard matrix before it quantizes them?"""
-    return model.mla is None and head is not None and head % _TURNED_HEAD == 0 and sliding_head in (None, head)
+    return model.mla is None and bool(head) and (head or 0) % _TURNED_HEAD == 0 and sliding_head in (None, head)
 
 
 def compute_bytes(

@@ -109,9 +109,9 @@ def test_a_damaged_file_and_an_unknown_shape(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF damaged")
     assert "not a usable GGUF model" in one_error(run_cli("estimate", str(path)))[0]
-    write_gguf(path, {"general.architecture": "llama", "llama.context_length": 4096}.items())
+    write_gguf(path, [("general.architecture", "llama"), ("llama.context_length", 4096)])
     assert "does not tell layers, embedding_length" in one_error(run_cli("estimate", str(path)))[0]
-    write_gguf(path, {"general.architecture": "kimi-linear", "kimi-linear.context_length": 4096}.items())
+    write_gguf(path, [("general.architecture", "kimi-linear"), ("kimi-linear.context_length", 4096)])
     assert "cannot be worked out" in one_error(run_cli("estimate", str(path)))[0]
 
 

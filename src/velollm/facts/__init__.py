@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from velollm.facts.base import Frozen
+from velollm.facts.model import MlaFacts, ModelFacts, PartFacts, SsmFacts
 from velollm.facts.server import (
     EngineFacts,
     FailedLoad,
@@ -23,7 +24,6 @@ from velollm.facts.server import (
     TruncationFacts,
     UnreadFacts,
 )
-from velollm.modelfacts import MlaFacts, ModelFacts, PartFacts, SsmFacts
 
 __all__ = [
     "CgroupFacts",

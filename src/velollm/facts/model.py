@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Frozen(BaseModel):
-    """Base of all facts: immutable, and no field that is not declared."""
-
-    # Schemas are built when they are first used: a command needs few of them, and building all takes 0.1 s.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+from velollm.facts.base import Frozen
 
 
 class MlaFacts(Frozen):

@@ -145,6 +145,7 @@ def test_a_whole_flight_there_and_back(tiny: Path, paths: Paths, monkeypatch: py
     assert trial is not None
     assert trial.arms == ("default", "tuned")
     runs = [vars(run) for run in trial.runs]
+    assert trial.notes[0].startswith("the model is a made one")
     check_runs(runs, list(trial.arms), list(trial.notes))
     check_ratios({name: vars(ratio) for name, ratio in trial.ratios.items()})
     # Every long prompt went to each arm once: none was ever seen before by the server that got it.

@@ -31,9 +31,17 @@ def main() -> None:
     params.cache_type_v = xllamacpp.ggml_type[f"GGML_TYPE_{wanted['kv_type_v'].upper()}"]
     flash = "AUTO" if wanted["flash"] else "DISABLED"
     params.flash_attn_type = xllamacpp.llama_flash_attn_type[f"LLAMA_FLASH_ATTN_TYPE_{flash}"]
+    if "threads" in wanted:
+        params.cpuparams.n_threads = wanted["threads"]
+    if "speculation" in wanted:
+        name = wanted["speculation"].upper().replace("-", "_")
+        params.speculative.types = [xllamacpp.common_speculative_type[f"COMMON_SPECULATIVE_TYPE_{name}"]]
+        params.speculative.draft.mparams.path = wanted.get("draft", "")
     params.load_mode = xllamacpp.llama_load_mode["LLAMA_LOAD_MODE_NONE"]
     server = xllamacpp.Server(params)
-    print(json.dumps(ask(server.listening_address, wanted["texts"])), flush=True)
+    found = ask(server.listening_address, wanted["texts"])
+    found["asked"] = [post(f"{server.listening_address}/completion", body) for body in wanted.get("asked", [])]
+    print(json.dumps(found), flush=True)
     os._exit(0)
 
 

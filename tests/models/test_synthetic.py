@@ -14,9 +14,18 @@ from pathlib import Path
 import pytest
 
 from velollm.errors import VeloError
-from velollm.models import synthetic
+from velollm.models.filling import Filling
 from velollm.models.gguf import model_facts, read_gguf
-from velollm.models.synthetic import SHAPE_1B, TINY, Shape, ensure_model, estimate_file_bytes
+from velollm.models.synthetic import (
+    SHAPE_1B,
+    TINY,
+    Recipe,
+    Shape,
+    draw_blueprint,
+    ensure_model,
+    estimate_file_bytes,
+    write_model,
+)
 from velollm.units import MIB
 
 MEDIUM = replace(TINY, name="made-medium", embedding_length=1024, feed_forward_length=4096, layers=4)
@@ -69,14 +78,14 @@ def test_weights_are_scaled_and_the_file_does_not_compress(tmp_path: Path) -> No
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     first = ensure_model(TINY, tmp_path / "a").read_bytes()
     assert ensure_model(TINY, tmp_path / "b").read_bytes() == first
-    assert ensure_model(replace(TINY, seed=2), tmp_path / "c").read_bytes() != first
+    assert ensure_model(TINY, tmp_path / "c", Recipe(pure=True, seed=2)).read_bytes() != first
 
 
 def test_pieces_of_one_tensor_differ() -> None:
-    weights = synthetic._Weights(MEDIUM)
-    tensors = synthetic._tensors(MEDIUM)
-    index, tensor = next((i, t) for i, t in enumerate(tensors) if t.name == "blk.0.ffn_gate.weight")
-    pieces = list(weights.pieces(index, tensor))
+    blueprint = draw_blueprint(MEDIUM)
+    filling = Filling(blueprint.values, blueprint.tensors)
+    index, tensor = next((i, t) for i, t in enumerate(blueprint.tensors) if t.name == "blk.0.ffn_gate.weight")
+    pieces = [bytes(piece) for piece in filling.pieces(index, tensor)]
     assert sum(map(len, pieces)) == tensor.size_bytes
     assert len(set(pieces)) == len(pieces)
 
@@ -90,7 +99,7 @@ def test_a_whole_file_is_used_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "other seed", "header", "empty"])
 def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
-    path = ensure_model(replace(TINY, seed=9) if damage == "other seed" else TINY, tmp_path)
+    path = ensure_model(TINY, tmp_path, Recipe(pure=True, seed=9 if damage == "other seed" else 1))
     if damage == "cut":
         os.truncate(path, 100_000)
     elif damage == "empty":
@@ -129,9 +138,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_too_little_space_is_said_before_writing(tmp_path: Path) -> None:
-    vast = replace(TINY, name="vast", layers=1000, embedding_length=65536, feed_forward_length=1 << 20)
+    vast = replace(TINY, layers=1000, embedding_length=65536, feed_forward_length=1 << 20)
     with pytest.raises(VeloError, match=r"needs \d+ GiB, and .* has .* free"):
-        synthetic._check_space(tmp_path / "vast.gguf", vast)
+        write_model(tmp_path / "vast.gguf", draw_blueprint(vast))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
@@ -183,17 +193,18 @@ def _make_until_killed(directory: Path, ready: int) -> None:
     ensure_model(TINY, directory, progress=stop)
 
 
-def test_the_lock_ends_with_a_killed_maker(tmp_path: Path) -> None:
+def test_a_killed_maker_leaves_nothing_and_no_lock(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     child = multiprocessing.get_context("fork").Process(target=_make_until_killed, args=(tmp_path, writer))
     child.start()
     try:
         assert os.read(reader, 1) == b"x"
-        assert len(list(tmp_path.glob(".*.part"))) == 1
     finally:
         child.kill()
         child.join()
         os.close(reader)
         os.close(writer)
+    if hasattr(os, "O_TMPFILE"):
+        assert [path.name for path in tmp_path.iterdir()] == [f"{TINY.name}.lock"]
     ensure_model(TINY, tmp_path)
     assert only_model_and_lock(tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from velollm.autopilot.chart import chart, choose_backend, choose_model, find_model_facts, places_for
 from velollm.autopilot.landing import activate, export_plan, find_flight, flights, land, undo
+from velollm.autopilot.made import Wish, make_model
 from velollm.autopilot.mending import Mending, choose_mendable, mend, unmendable
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
 from velollm.autopilot.trial import compare, make_room, measure_as_it_runs, try_plan, why_as_it_runs
@@ -31,6 +32,7 @@ __all__ = [
     "Outcome",
     "Pending",
     "Service",
+    "Wish",
     "bench",
     "chart",
     "choose_mendable",
@@ -38,6 +40,7 @@ __all__ = [
     "find_flight",
     "flights",
     "fly",
+    "make_model",
     "mend",
     "run_server",
     "serve",

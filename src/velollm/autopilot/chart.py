@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+from velollm.autopilot.made import stand_in, stand_in_facts
 from velollm.autopilot.order import Cockpit, Course, Order
 from velollm.backends.base import Backend, ModelRef, iter_backends
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.openai import OpenAiBackend
 from velollm.config import Paths, ensure_dir
 from velollm.errors import UsageError, VeloError
-from velollm.facts import ModelFacts
+from velollm.facts import Facts, ModelFacts
 from velollm.knobs import Knobs
+from velollm.models.families import find_family
 from velollm.models.gguf import model_facts
 from velollm.models.header import read_gguf
 from velollm.models.shown import parse_shown
@@ -62,13 +65,23 @@ def _unusable(lacking: str) -> VeloError:
     return VeloError(message, hint or "choose another --backend")
 
 
-def choose_model(name: str | None, backend: Backend, paths: Paths, cockpit: Cockpit, *, make: bool) -> ModelRef:
+def choose_model(
+    name: str | None,
+    backend: Backend,
+    paths: Paths,
+    cockpit: Cockpit,
+    *,
+    make: bool,
+    probe: Callable[[], Facts] | None = None,
+) -> ModelRef:
     """The model of that name. Without one: Ollama's loaded or newest model, elsewhere the one made on the spot.
 
-    The made one has a real shape and random weights and stays in the cache; with ``make`` off it is only named.
+    The made one has a real shape and random weights and stays in the cache; with ``make`` off it is only named. With
+    a ``probe``, which tells what the machine holds, one is also made in the place of a known model that is not here,
+    but never for Ollama, which would keep it.
     """
     if name is not None:
-        return backend.find_model(name)
+        return _find_model(name, backend, paths, cockpit, make=make, probe=probe)
     if isinstance(backend, OpenAiBackend):
         return _only_model(backend, cockpit)
     if isinstance(backend, OllamaBackend):
@@ -89,6 +102,23 @@ def choose_model(name: str | None, backend: Backend, paths: Paths, cockpit: Cock
     path = ensure_model(SHAPE_1B, directory, progress=progress)
     cockpit.note(f"Measuring with a made model of random weights, shaped like a 1.1B one: {path} ({size}).")
     return ModelRef(SHAPE_1B.name, path)
+
+
+def _find_model(
+    name: str, backend: Backend, paths: Paths, cockpit: Cockpit, *, make: bool, probe: Callable[[], Facts] | None
+) -> ModelRef:
+    try:
+        return backend.find_model(name)
+    except VeloError as error:
+        if probe is None or isinstance(backend, OpenAiBackend) or find_family(name) is None:
+            raise
+        if isinstance(backend, OllamaBackend):
+            hint = f"`ollama pull {name}`, or see how it would run on a made model: add --backend embedded"
+            raise VeloError(error.message, hint) from error
+        found = stand_in(name, paths, cockpit, make=make, probe=probe)
+        if found is None:
+            raise
+        return found
 
 
 def _only_model(backend: OpenAiBackend, cockpit: Cockpit) -> ModelRef:
@@ -116,14 +146,14 @@ def find_model_facts(model: ModelRef, backend: Backend) -> ModelFacts | None:
         return model_facts(read_gguf(model.path), model.name)
     if isinstance(backend, OllamaBackend):
         return parse_shown(backend.api.show(model.name, verbose=True), model.name, backend.file_bytes(model.name))
-    return made_model_facts(SHAPE_1B) if model.name == SHAPE_1B.name else None
+    return made_model_facts(SHAPE_1B) if model.name == SHAPE_1B.name else stand_in_facts(model.name)
 
 
 def chart(order: Order, cockpit: Cockpit, *, make: bool = True) -> Course:
     """Look at the machine and the model, and work out the plan; changes nothing."""
     profile = load_profile(order.profile)
     backend = choose_backend(order.backend, cockpit, wants_model=order.model is not None, url=order.url)
-    model = choose_model(order.model, backend, order.paths, cockpit, make=make)
+    model = choose_model(order.model, backend, order.paths, cockpit, make=make, probe=order.probe)
     cockpit(0.0, "looking at the machine")
     facts = order.probe().model_copy(update={"model": find_model_facts(model, backend)})
     places = places_for(backend, model, order)

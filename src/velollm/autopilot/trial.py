@@ -7,9 +7,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from velollm.autopilot.made import note_of
 from velollm.autopilot.order import Cockpit, Course
 from velollm.backends.base import RunningServer
 from velollm.backends.ollama import OllamaBackend
@@ -100,6 +101,7 @@ def _measure(
         context_tokens=min(contexts, default=None),
         seed=seed,
     )
+    result = replace(result, notes=(*note_of(course.facts.model), *result.notes))
     append_result(
         course.order.paths.data,
         result,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from velollm.facts.base import Frozen
-from velollm.facts.model import MlaFacts, ModelFacts, PartFacts, SsmFacts
+from velollm.facts.model import MadeFacts, MlaFacts, ModelFacts, PartFacts, SsmFacts
 from velollm.facts.server import (
     EngineFacts,
     FailedLoad,
@@ -40,6 +40,7 @@ __all__ = [
     "LoadedModelFacts",
     "LogFacts",
     "LogGpu",
+    "MadeFacts",
     "MemoryFacts",
     "MigDevice",
     "MlaFacts",

@@ -32,6 +32,21 @@ class SsmFacts(Frozen):
     group_count: int | None = None
 
 
+class MadeFacts(Frozen):
+    """A model that VeloLLM made: random weights, and text without meaning.
+
+    ``kind`` is ``random``, or ``predictable``: then each token has one that follows it with the probability
+    ``predictability`` at temperature 1, the text repeats every ``period`` tokens, and a draft names the same follower
+    as its model after the share ``agreement`` of the tokens. ``like``: the model whose twin it is.
+    """
+
+    kind: str
+    predictability: float | None = None
+    period: int | None = None
+    agreement: float | None = None
+    like: str | None = None
+
+
 class PartFacts(Frozen):
     """Weights of one part of a model.
 
@@ -99,3 +114,4 @@ class ModelFacts(Frozen):
     projector_bytes: int | None = None
     tied_embeddings: bool | None = None
     bytes_by_type: Mapping[str, int] = Field(default_factory=dict)
+    made: MadeFacts | None = None

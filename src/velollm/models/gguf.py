@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from velollm.errors import VeloError
-from velollm.facts import MlaFacts, ModelFacts, SsmFacts
+from velollm.facts import MadeFacts, MlaFacts, ModelFacts, SsmFacts
 from velollm.models import layers as rules
 from velollm.models.header import GgufHeader, MetaValue, Passed, TensorInfo, read_gguf
 from velollm.models.layers import count
@@ -61,6 +61,7 @@ def model_facts(header: GgufHeader, name: str) -> ModelFacts:
         "vocab": _vocab(header, architecture),
         "file_type": _file_type(metadata),
         "has_chat_template": "tokenizer.chat_template" in metadata,
+        "made": _made(metadata),
         **_sums(header),
     }
     if architecture is not None:
@@ -207,6 +208,28 @@ def _vocab(header: GgufHeader, architecture: str | None) -> int | None:
 def _file_type(metadata: Mapping[str, MetaValue]) -> str | None:
     number = metadata.get("general.file_type")
     return FILE_TYPES.get(number) if count(number) else None
+
+
+def _made(metadata: Mapping[str, MetaValue]) -> MadeFacts | None:
+    """What a file made here says of its text (`synthetic`)."""
+    mark = "velollm.synthetic"
+    if mark not in metadata:
+        return None
+    kind, like = metadata.get(f"{mark}.kind"), metadata.get(f"{mark}.like")
+    period = metadata.get(f"{mark}.period")
+
+    def share(key: str) -> float | None:
+        value = metadata.get(f"{mark}.{key}")
+        # float32 in the file: 0.8 comes back as 0.800000012.
+        return round(value, 6) if isinstance(value, float) else None
+
+    return MadeFacts(
+        kind=kind if isinstance(kind, str) else "random",
+        predictability=share("predictability"),
+        period=period if count(period) else None,
+        agreement=share("agreement"),
+        like=like if isinstance(like, str) else None,
+    )
 
 
 def _sums(header: GgufHeader) -> dict[str, object]:

@@ -1,0 +1,140 @@
+"""A twin of a model that is there: its shape and the number format of each tensor, filled with random values.
+
+Where they come from: the header of a GGUF file, or what an Ollama server tells of a model whose file cannot be read
+(``/api/show`` lists every tensor with its format and shape; server/routes.go of Ollama v0.33.0-rc2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from velollm.errors import VeloError
+from velollm.models.header import GgufHeader, MetaValue, Passed
+from velollm.models.quantization import choose_types, find_quantization, in_layer_order
+from velollm.models.succession import Succession
+from velollm.models.synthetic import Blueprint, assemble
+from velollm.models.types import TYPE_IDS
+from velollm.models.writer import NewTensor, WriteValue
+
+# Towers for pictures and sound, which text does not pass through.
+_TOWERS = ("v.", "mm.", "a.", "vision.", "audio.", "projector.")
+# JSON does not tell 10000 from 10000.0; the engine takes these keys as float32 only (src/llama-model.cpp).
+_FRACTIONS = re.compile(
+    r"(epsilon|eps|freq_base\w*|scale|scale_linear|factor|attn_factor|alpha|softcapping|multiplier|clamp_kqv|"
+    r"max_alibi_bias|beta_fast|beta_slow|ext_factor|yarn_\w+|temperature_scale)$"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What a twin takes of a model: its architecture's metadata (whole keys), and its tensors."""
+
+    name: str
+    architecture: str
+    entries: Mapping[str, WriteValue]
+    tensors: tuple[NewTensor, ...]
+
+
+def model_of_header(header: GgufHeader, name: str) -> Model:
+    """The model of a GGUF file.
+
+    Raises:
+        VeloError: the file is one part of a split model, or has tensors in formats that are not known.
+    """
+    parts = header.metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
+        raise VeloError(f"{name} is one part of a split model", "give a model that is one file")
+    entries = {key: value for key, value in header.metadata.items() if not isinstance(value, Passed)}
+    tensors = tuple(NewTensor(info.name, info.shape, info.type_name) for info in header.tensors)
+    return _model(name, entries, tensors)
+
+
+def parse_show(shown: Mapping[str, Any], name: str) -> Model:
+    """The model that an answer of ``/api/show`` describes; ``verbose`` ones have the lists with an entry a layer.
+
+    Raises:
+        VeloError: the server names no tensors (before v0.5.8), or the model is no GGUF one.
+    """
+    info, listed = shown.get("model_info"), shown.get("tensors")
+    if not isinstance(info, dict) or not isinstance(listed, list) or not listed:
+        raise VeloError(
+            f"the server does not tell the tensors of {name}", "a newer Ollama does; or give the path of a GGUF file"
+        )
+    entries = {key: found for key, value in info.items() if (found := _number_kind(key, value)) is not None}
+    tensors = tuple(
+        NewTensor(str(item["name"]), tuple(int(n) for n in item["shape"]), str(item["type"]).lower()) for item in listed
+    )
+    return _model(name, entries, tensors)
+
+
+def _number_kind(key: str, value: Any) -> MetaValue | None:
+    """A value of JSON as GGUF has it; None for what is empty or has no place in a twin."""
+    if isinstance(value, list):
+        return tuple(value) if value and len(value) <= 1024 and not isinstance(value[0], str) else None
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float):
+        return float(value) if _FRACTIONS.search(key) else int(value) if value == int(value) else value
+    return None
+
+
+def _model(name: str, entries: Mapping[str, MetaValue], tensors: tuple[NewTensor, ...]) -> Model:
+    architecture = entries.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise VeloError(f"{name} does not tell its architecture", "give another model")
+    own = {key: value for key, value in entries.items() if _is_own(key, architecture) and not isinstance(value, Passed)}
+    text = tuple(tensor for tensor in tensors if not tensor.name.startswith(_TOWERS))
+    unknown = next((tensor for tensor in text if tensor.type_name not in TYPE_IDS), None)
+    if unknown is not None:
+        raise VeloError(
+            f"{unknown.name} of {name} has the number format {unknown.type_name}, which is not known here",
+            "choose a quantization with --quant",
+        )
+    return Model(name, architecture, own, text)
+
+
+def _is_own(key: str, architecture: str) -> bool:
+    prefix, _, rest = key.partition(".")
+    return key == "general.file_type" or (prefix == architecture and not rest.startswith(("vision.", "audio.", "mm.")))
+
+
+def draw_twin(
+    model: Model, *, quantization: str | None = None, seed: int = 1, succession: Succession | None = None
+) -> Blueprint:
+    """The blueprint of a twin; ``quantization`` puts a mixture in the place of the model's own formats.
+
+    Raises:
+        VeloError: the model has no embeddings or layers, or the wanted formats or succession cannot be had.
+    """
+    embedding = next((tensor for tensor in model.tensors if tensor.name == "token_embd.weight"), None)
+    layers = model.entries.get(f"{model.architecture}.block_count")
+    if embedding is None or len(embedding.shape) != 2 or not isinstance(layers, int):
+        raise VeloError(f"{model.name} is no model that writes text", "give another model")
+    tensors = tuple(_with_output(model.tensors, embedding) if succession is not None else model.tensors)
+    entries = dict(model.entries)
+    if quantization is not None:
+        mixture = find_quantization(quantization)
+        experts = model.entries.get(f"{model.architecture}.expert_count")
+        parts = in_layer_order((tensor.name, tensor.shape) for tensor in tensors)
+        tensors = choose_types(parts, mixture, layers=layers, experts=experts if isinstance(experts, int) else 0)
+        entries["general.file_type"] = mixture.file_type
+    return assemble(
+        f"{model.name} (made)",
+        {"general.architecture": model.architecture, **entries},
+        tensors,
+        vocab=embedding.shape[1],
+        layers=layers,
+        seed=seed,
+        succession=succession,
+        like=model.name,
+    )
+
+
+def _with_output(tensors: tuple[NewTensor, ...], embedding: NewTensor) -> Iterator[NewTensor]:
+    """The tensors with an output matrix of its own, which chosen text needs."""
+    yield from tensors
+    if all(tensor.name != "output.weight" for tensor in tensors):
+        yield NewTensor("output.weight", embedding.shape, embedding.type_name)

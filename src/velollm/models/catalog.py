@@ -163,7 +163,13 @@ def _experts(row: CatalogModel) -> dict[str, int]:
 def _mla(row: CatalogModel) -> MlaFacts | None:
     if row.mla is None:
         return None
-    return MlaFacts(kv_lora_rank=row.mla.kv_lora_rank, rope_dims=row.mla.rope_length, q_lora_rank=row.mla.q_lora_rank)
+    return MlaFacts(
+        kv_lora_rank=row.mla.kv_lora_rank,
+        rope_dims=row.mla.rope_length,
+        q_lora_rank=row.mla.q_lora_rank,
+        key_length=row.key_length,
+        value_length=row.value_length,
+    )
 
 
 def _ssm(row: CatalogModel) -> SsmFacts | None:

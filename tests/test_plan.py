@@ -31,6 +31,10 @@ DEFAULTS: Mapping[str, KnobValue] = {
     "slots": 1,
     "kv_type_k": "f16",
     "kv_type_v": "f16",
+    "kv_unified": "off",
+    "kv_offload": "on",
+    "gpu_layers": None,
+    "cpu_moe_layers": None,
     "flash_attention": "auto",
     "batch": 512,
     "ubatch": 512,
@@ -196,7 +200,7 @@ def test_with_the_machine_idle_all_threads_stay() -> None:
 def test_an_unknown_machine_keeps_every_default_that_needs_facts() -> None:
     made = make_plan(Facts(), PaperBackend(), load_profile("chat"))
     assert made.knobs == {**DEFAULTS, "keep_alive_s": 1800}
-    assert made.skipped["fit-context"].lacked == ("model",)
+    assert made.skipped["fit-memory"].lacked == ("model",)
 
 
 def test_changes_are_what_differs_from_now() -> None:
@@ -255,7 +259,7 @@ def test_pins_win() -> None:
 def test_pins_win_where_the_rule_knows_too_little() -> None:
     pins: dict[str, KnobValue] = {"context_tokens": 1000, "ubatch": 64}
     made = make_plan(Facts(), PaperBackend(), load_profile("chat"), pins)
-    assert "fit-context" in made.skipped
+    assert "fit-memory" in made.skipped
     assert (made.knobs["context_tokens"], made.knobs["ubatch"]) == (1000, 64)
     assert (made.knobs["slots"], made.knobs["batch"]) == (1, 512)
     assert {c.name for c in made.choices if c.basis == "user"} >= set(pins)

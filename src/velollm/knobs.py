@@ -161,55 +161,48 @@ _ALL = (
         "More models than memory holds evict each other, and each eviction is a cold load.",
         minimum=1,
     ),
+    Knob(
+        "gpu_layers",
+        "layers",
+        "speed",
+        "model",
+        "layers that are kept on GPUs, counted from the last",
+        "The output matrix counts as the last layer. What is not on a GPU is computed by the CPU, at the speed of "
+        "main memory. The engine's own choice is all of them, or as many as it thinks fit.",
+        minimum=0,
+    ),
+    Knob(
+        "cpu_moe_layers",
+        "layers",
+        "enables",
+        "model",
+        "layers, from the first, whose routed experts stay in main memory",
+        "Of a mixture of experts only a few work on each token, so they lose least by staying in main memory: the "
+        "rest of a model that is larger than the card can then be on it.",
+        minimum=0,
+    ),
+    Knob(
+        "kv_unified",
+        "on or off",
+        "enables",
+        "model",
+        "one KV cache that all slots share",
+        "A conversation may then take more than its share while others take less, and a sliding window is kept "
+        "once, not once for each slot; every step looks at the cells of all slots.",
+        choices=("on", "off"),
+    ),
+    Knob(
+        "kv_offload",
+        "on or off",
+        "enables",
+        "model",
+        "the KV cache of a layer is kept where the layer is",
+        "Off keeps it in main memory: room on the card for more layers, paid with attention at the speed of main "
+        "memory.",
+        choices=("on", "off"),
+    ),
 )
 KNOBS: dict[str, Knob] = {knob.name: knob for knob in _ALL}
-
-# Where parts of a model are kept. Memory arithmetic knows them; no rule turns them.
-PLACEMENT_KNOBS: dict[str, Knob] = {
-    knob.name: knob
-    for knob in (
-        Knob(
-            "gpu_layers",
-            "layers",
-            "speed",
-            "model",
-            "layers that are kept on GPUs, counted from the last",
-            "The output matrix counts as the last layer. What is not on a GPU is computed by the CPU, at the speed of "
-            "main memory. The engine's own choice is all of them, or as many as it thinks fit.",
-            minimum=0,
-        ),
-        Knob(
-            "cpu_moe_layers",
-            "layers",
-            "enables",
-            "model",
-            "layers, from the first, whose routed experts stay in main memory",
-            "Of a mixture of experts only a few work on each token, so they lose least by staying in main memory: the "
-            "rest of a model that is larger than the card can then be on it.",
-            minimum=0,
-        ),
-        Knob(
-            "kv_unified",
-            "on or off",
-            "enables",
-            "model",
-            "one KV cache that all slots share",
-            "A conversation may then take more than its share while others take less, and a sliding window is kept "
-            "once, not once for each slot; every step looks at the cells of all slots.",
-            choices=("on", "off"),
-        ),
-        Knob(
-            "kv_offload",
-            "on or off",
-            "enables",
-            "model",
-            "the KV cache of a layer is kept where the layer is",
-            "Off keeps it in main memory: room on the card for more layers, paid with attention at the speed of main "
-            "memory.",
-            choices=("on", "off"),
-        ),
-    )
-}
 
 
 def parse_knob_value(name: str, text: str) -> KnobValue:
@@ -218,7 +211,7 @@ def parse_knob_value(name: str, text: str) -> KnobValue:
     Raises:
         ValueError: the knob does not exist, or the text is no value of it; the message says why.
     """
-    knob = KNOBS.get(name) or PLACEMENT_KNOBS.get(name)
+    knob = KNOBS.get(name)
     if knob is None:
         raise ValueError(f"there is no knob '{name}'")
     text = text.strip().lower()
@@ -278,10 +271,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a rule may look at besides facts: the profile, the engine's defaults, the user's pins and its knobs."""
+    """What a rule may look at besides facts: the profile, the engine's defaults, the user's pins and its knobs.
+
+    ``current``: what is set now, which stays where another value could change answers.
+    """
 
     profile: Profile
     defaults: Knobs = field(default_factory=dict)
     pins: Knobs = field(default_factory=dict)
     backend: str = ""
     supported: frozenset[str] = frozenset(KNOBS)
+    current: Knobs = field(default_factory=dict)

@@ -18,7 +18,8 @@ from velollm.discover import collect
 from velollm.errors import UsageError, VeloError
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, QUANTIZED_KV_TYPES, SPECULATION_KINDS, Basis, Choice, Knobs, KnobValue, Profile, Wish
-from velollm.rules.base import Advice, Rule, Skip
+from velollm.rules.base import Advice, Nearest, Rule, Skip
+from velollm.rules.placement import Placement
 
 Settings = Mapping[tuple[str, str], str]
 
@@ -42,6 +43,8 @@ class Plan:
     ``choices``: one for every knob of the backend, in the order of `KNOBS`. ``defaults``: what the engine
     would do by itself. ``candidates``: other values worth measuring, each to be laid over ``knobs``.
     ``skipped``: rules without advice, and why. ``current`` and ``current_settings``: what is set now.
+    ``placement``: what the model takes on each device (None: it does not fit, or is not known); ``nearest``: what would
+    fit in its stead.
     """
 
     backend: str
@@ -54,6 +57,8 @@ class Plan:
     pins: Knobs = field(default_factory=dict)
     current: Knobs = field(default_factory=dict)
     current_settings: Settings = field(default_factory=dict)
+    placement: Placement | None = None
+    nearest: tuple[Nearest, ...] = ()
 
     @property
     def knobs(self) -> dict[str, KnobValue]:
@@ -159,10 +164,12 @@ def make_plan(
     _check_pins(pins, backend)
     known = backend.default_knobs(facts)
     defaults = {name: known.get(name) for name in KNOBS if name in backend.knobs}
-    wish = Wish(profile, defaults, pins, backend.name, backend.knobs)
+    wish = Wish(profile, defaults, pins, backend.name, backend.knobs, current)
     chosen: dict[str, Choice] = {}
     skipped: dict[str, Skip] = {}
     others: list[Knobs] = []
+    placement: Placement | None = None
+    nearest: tuple[Nearest, ...] = ()
     for rule in load_rules():
         advice = rule.decide(facts, {name: choice.value for name, choice in chosen.items()}, wish)
         if isinstance(advice, Skip):
@@ -171,6 +178,9 @@ def make_plan(
         else:
             others.extend(advice.candidates)
             choices = [_advised(name, advice, defaults, current, pins) for name in rule.sets]
+            if advice.left:
+                skipped[rule.id] = next(iter(advice.left.values()))
+            placement, nearest = advice.placement or placement, advice.nearest or nearest
         chosen.update({choice.name: choice for choice in choices if choice.name in backend.knobs})
     choices_all = tuple(
         chosen.get(name) or Choice(name, defaults[name], "no rule speaks of it", "engine") for name in defaults
@@ -185,6 +195,8 @@ def make_plan(
         pins=pins,
         current=current,
         current_settings=dict(current_settings or {}),
+        placement=placement,
+        nearest=nearest,
     )
     return dataclasses.replace(plan, changes=_changes(plan, facts, backend))
 
@@ -213,10 +225,12 @@ def _kept(name: str, reason: str, defaults: Knobs, current: Knobs) -> Choice:
 
 def _advised(name: str, advice: Advice, defaults: Knobs, current: Knobs, pins: Knobs) -> Choice:
     """A knob with advice. One that can change answers stays as the user has it, unless `--set` names it."""
+    if name in advice.left:
+        return _unadvised(name, advice.left[name].reason, defaults, current, pins)
     value = advice.values[name]
     if KNOBS[name].changes_answer and name not in pins and current.get(name) not in (None, value):
         return _kept(name, "another value could change answers", defaults, current)
-    return Choice(name, value, advice.reason, advice.basis)
+    return Choice(name, value, *advice.why(name))
 
 
 def _worth_measuring(others: Iterable[Knobs], knobs: Knobs) -> Iterable[Knobs]:
@@ -255,9 +269,16 @@ def without_speed_knobs(plan: Plan, facts: Facts, backend: Backend) -> Plan:
     return dataclasses.replace(reverted, changes=_changes(reverted, facts, backend))
 
 
+def is_for_speed(choice: Choice, pins: Knobs) -> bool:
+    """Must this choice prove that it is faster? What the user pinned need not, nor a batch that memory cut."""
+    if choice.name in ("batch", "ubatch") and choice.basis == "arithmetic":
+        return False
+    return KNOBS[choice.name].purpose == "speed" and choice.name not in pins
+
+
 def _unproved(choice: Choice, plan: Plan) -> Choice:
     fallback = plan.current.get(choice.name, plan.defaults.get(choice.name))
-    if KNOBS[choice.name].purpose != "speed" or choice.name in plan.pins or choice.value == fallback:
+    if not is_for_speed(choice, plan.pins) or choice.value == fallback:
         return choice
     if _needed(choice.name, fallback, plan.knobs, plan.pins):
         return choice

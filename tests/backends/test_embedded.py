@@ -135,10 +135,18 @@ def test_make_params() -> None:
         "flash_attention": "on",
         "load_mode": "mmap",
         "speculation": "ngram-map-k",
+        "kv_unified": "on",
+        "kv_offload": "off",
+        "gpu_layers": 0,
+        "cpu_moe_layers": 2,
     }
     params = make_params(fake_module(), "/m.gguf", knobs, 8080)
     assert (params.model.path, params.hostnames, params.port) == ("/m.gguf", ["127.0.0.1"], 8080)
-    assert (params.n_parallel, params.n_ctx, params.kv_unified) == (4, 8192, False)
+    assert (params.n_parallel, params.n_ctx, params.kv_unified) == (4, 8192, True)
+    assert (params.n_gpu_layers, params.no_kv_offload) == (0, True)
+    assert params.tensor_buft_overrides == (
+        r"blk\.0\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU,blk\.1\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
+    )
     assert (params.n_batch, params.n_ubatch) == (256, 128)
     assert params.cpuparams.n_threads == params.cpuparams_batch.n_threads == 3
     assert (params.cache_type_k, params.cache_type_v) == (FakeTypes.GGML_TYPE_Q8_0, FakeTypes.GGML_TYPE_F16)
@@ -158,6 +166,7 @@ def test_what_is_not_set_is_left_to_the_engine(knobs: dict[str, Any]) -> None:
 
 def test_every_choice_of_a_knob_is_one_that_the_engine_knows() -> None:
     xllamacpp = importlib.import_module("xllamacpp")
-    for name in ("flash_attention", "load_mode", "speculation", "kv_type_k", "kv_type_v"):
+    names = ("flash_attention", "load_mode", "speculation", "kv_type_k", "kv_type_v", "kv_unified", "kv_offload")
+    for name in names:
         for choice in KNOBS[name].choices:
             make_params(xllamacpp, "/m.gguf", {name: choice}, 0)

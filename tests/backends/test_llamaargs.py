@@ -3,7 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from velollm.backends.llamaargs import parse_llama_args, render_flags, total_context_tokens
+from velollm.backends.llamaargs import ARG_OF_KNOB, parse_llama_args, render_flags, total_context_tokens
+from velollm.knobs import KnobValue
 
 
 def test_total_context_is_for_all_slots() -> None:
@@ -32,6 +33,18 @@ def test_parse_llama_args_never_raises(environ: dict[str, str]) -> None:
 def test_flags_leave_unset_knobs_to_the_engine() -> None:
     assert render_flags({}) == []
     assert render_flags({"threads": None, "speculation": "none"}) == []
+
+
+def test_placement_goes_there_and_back() -> None:
+    knobs: dict[str, KnobValue] = {"gpu_layers": 0, "cpu_moe_layers": 12, "kv_unified": "on", "kv_offload": "off"}
+    assert render_flags(knobs) == ["--n-gpu-layers", "0", "--n-cpu-moe", "12", "--kv-unified", "--no-kv-offload"]
+    assert render_flags({"kv_unified": "off", "kv_offload": "on"}) == []
+    assert parse_llama_args({ARG_OF_KNOB[name]: str(value) for name, value in knobs.items()}) == knobs
+
+
+def test_what_the_engine_takes_for_no_truth_value_is_left_out() -> None:
+    environ = {"LLAMA_ARG_KV_UNIFIED": "1", "LLAMA_ARG_KV_OFFLOAD": "perhaps", "LLAMA_ARG_N_GPU_LAYERS": "all"}
+    assert parse_llama_args(environ) == {"kv_unified": "on"}
 
 
 def test_flags() -> None:

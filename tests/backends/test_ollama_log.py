@@ -16,6 +16,7 @@ USUAL = {
     "kv_type_k": "f16",
     "kv_type_v": "f16",
     "flash_attention": "auto",
+    "kv_unified": "off",
 }
 PIECES = st.sampled_from(
     [

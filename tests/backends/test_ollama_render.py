@@ -31,6 +31,10 @@ DEFAULTS: dict[str, KnobValue] = {
     "load_mode": "none",
     "speculation": "none",
     "max_loaded_models": 3,
+    "kv_unified": "off",
+    "kv_offload": "on",
+    "gpu_layers": None,
+    "cpu_moe_layers": None,
 }
 Rendered = dict[tuple[str, str], tuple[str, str]]
 
@@ -67,6 +71,10 @@ def test_the_defaults_need_no_setting() -> None:
         ({"max_loaded_models": 1}, {("environment", "OLLAMA_MAX_LOADED_MODELS"): ("1", "max_loaded_models")}),
         ({"load_mode": "mmap"}, {("model", "use_mmap"): ("true", "load_mode")}),
         ({"speculation": "ngram-mod"}, {("environment", "LLAMA_ARG_SPEC_TYPE"): ("ngram-mod", "speculation")}),
+        ({"gpu_layers": 0}, {("model", "num_gpu"): ("0", "gpu_layers")}),
+        ({"cpu_moe_layers": 12}, {("environment", "LLAMA_ARG_N_CPU_MOE"): ("12", "cpu_moe_layers")}),
+        ({"kv_unified": "on"}, {("environment", "LLAMA_ARG_KV_UNIFIED"): ("on", "kv_unified")}),
+        ({"kv_offload": "off"}, {("environment", "LLAMA_ARG_KV_OFFLOAD"): ("off", "kv_offload")}),
     ],
 )
 def test_each_knob(changes: dict[str, KnobValue], expected: Rendered) -> None:
@@ -118,10 +126,10 @@ def test_the_batch_is_not_pinned_where_it_would_stay() -> None:
 
 @pytest.mark.parametrize("version", [OLD, (0, 29, 9)])
 def test_servers_before_llama_server_get_no_variable_of_its_own(version: tuple[int, int, int]) -> None:
-    changes: Knobs = {"speculation": "ngram-mod", "batch": 1024, "ubatch": 128}
-    found = rendered_for(version, {**changes, "threads": 4, "slots": 2, "keep_alive_s": -1})
+    changes: Knobs = {"speculation": "ngram-mod", "batch": 1024, "ubatch": 128, "cpu_moe_layers": 3, "kv_unified": "on"}
+    found = rendered_for(version, {**changes, "threads": 4, "slots": 2, "keep_alive_s": -1, "gpu_layers": 9})
     assert not any(key.startswith("LLAMA_ARG_") for _, key in found)
-    assert {"num_thread", "OLLAMA_NUM_PARALLEL", "OLLAMA_KEEP_ALIVE"} <= {key for _, key in found}
+    assert {"num_thread", "num_gpu", "OLLAMA_NUM_PARALLEL", "OLLAMA_KEEP_ALIVE"} <= {key for _, key in found}
     assert found["model", "num_batch"] == ("1024", "batch")
 
 
@@ -163,6 +171,10 @@ CHANGES = st.fixed_dictionaries(
         "speculation": st.sampled_from(["none", "ngram-mod", "ngram-simple"]),
         "batch": st.integers(1, 4096),
         "ubatch": st.integers(1, 4096),
+        "gpu_layers": st.integers(0, 200),
+        "cpu_moe_layers": st.integers(0, 200),
+        "kv_unified": st.sampled_from(["on", "off"]),
+        "kv_offload": st.sampled_from(["on", "off"]),
     },
 )
 
@@ -190,6 +202,8 @@ def test_what_is_rendered_is_read_back(changes: dict[str, KnobValue]) -> None:
         ({"OLLAMA_FLASH_ATTENTION": "auto"}, {"flash_attention": "on"}),
         ({"OLLAMA_KV_CACHE_TYPE": "Q8_0"}, {"kv_type_k": "q8_0", "kv_type_v": "q8_0"}),
         ({"LLAMA_ARG_THREADS": "3"}, {"threads": 3}),
+        ({"LLAMA_ARG_N_GPU_LAYERS": "20"}, {"gpu_layers": 20}),
+        ({"LLAMA_ARG_KV_UNIFIED": "true", "LLAMA_ARG_N_CPU_MOE": "4"}, {"kv_unified": "on", "cpu_moe_layers": 4}),
         ({"PATH": "/bin"}, {}),
     ],
 )
@@ -205,7 +219,7 @@ def test_a_models_parameter_comes_before_the_environment() -> None:
 
 
 def test_parameters_of_the_wrong_type_are_left_out() -> None:
-    assert parse_settings({}, {"num_ctx": "many", "num_thread": 0}) == {}
+    assert parse_settings({}, {"num_ctx": "many", "num_thread": 0, "num_gpu": -1}) == {}
 
 
 @given(st.text(max_size=12))

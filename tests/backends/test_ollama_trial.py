@@ -108,6 +108,7 @@ def test_a_load_as_asked(load: Load) -> None:
         ({"kv_type_v": "q4_0"}, "kv_type_v is f16, not q4_0"),
         ({"speculation": "ngram-mod"}, "speculation is none, not ngram-mod"),
         ({"context_tokens": 1024}, "context_tokens is 2048, not 1024"),
+        ({"kv_unified": "on"}, "kv_unified is off, not on"),
     ],
 )
 def test_a_setting_that_did_not_reach_the_engine(load: Load, knobs: dict[str, KnobValue], message: str) -> None:
@@ -126,6 +127,16 @@ def test_a_batch_above_the_context_is_no_difference() -> None:
     check_load(second, {"batch": 512, "ubatch": 512, "context_tokens": 448})
     with pytest.raises(VeloError, match="batch is 256, not 128"):
         check_load(first, {"batch": 128})
+
+
+def test_layers_that_went_to_the_gpu() -> None:
+    text = 'msg="starting llama-server" cmd="llama-server -ngl 40"\nload_tensors: offloaded 33/33 layers to GPU\n'
+    (load,) = parse_loads(text)
+    check_load(load, {"gpu_layers": 33})
+    check_load(load, {"gpu_layers": 40})
+    check_load(load, {"gpu_layers": None})
+    with pytest.raises(VeloError, match="gpu_layers is 33, not 20"):
+        check_load(load, {"gpu_layers": 20})
 
 
 def test_speculation_that_runs() -> None:

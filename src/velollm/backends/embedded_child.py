@@ -26,7 +26,8 @@ def make_params(xllamacpp: Any, model: str, knobs: dict[str, Any], port: int) ->
     params.port = port
     params.n_parallel = knobs.get("slots") or 1
     params.n_ctx = (knobs.get("context_tokens") or 0) * params.n_parallel
-    params.kv_unified = False
+    params.kv_unified = knobs.get("kv_unified") == "on"
+    params.no_kv_offload = knobs.get("kv_offload") == "off"
     # From here on the engine says what it allocates (common/log.h of llama.cpp, LOG_LEVEL_TRACE).
     params.verbosity = 4
     params.ctx_shift = True
@@ -38,6 +39,12 @@ def make_params(xllamacpp: Any, model: str, knobs: dict[str, Any], port: int) ->
     if knobs.get("threads"):
         params.cpuparams.n_threads = knobs["threads"]
         params.cpuparams_batch.n_threads = knobs["threads"]
+    if knobs.get("gpu_layers") is not None:
+        params.n_gpu_layers = knobs["gpu_layers"]
+    if layers := knobs.get("cpu_moe_layers"):
+        # As `--n-cpu-moe` has it: common/common.h of llama.cpp, llm_ffn_exps_block_regex.
+        patterns = (rf"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU" for layer in range(layers))
+        params.tensor_buft_overrides = ",".join(patterns)
     for name in ("k", "v"):
         if kind := knobs.get(f"kv_type_{name}"):
             setattr(params, f"cache_type_{name}", xllamacpp.ggml_type[f"GGML_TYPE_{kind.upper()}"])

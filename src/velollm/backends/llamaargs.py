@@ -20,10 +20,19 @@ ARG_OF_KNOB: Mapping[str, str] = {
     "ubatch": "LLAMA_ARG_UBATCH",
     "load_mode": "LLAMA_ARG_LOAD_MODE",
     "speculation": "LLAMA_ARG_SPEC_TYPE",
+    "gpu_layers": "LLAMA_ARG_N_GPU_LAYERS",
+    "cpu_moe_layers": "LLAMA_ARG_N_CPU_MOE",
+    "kv_unified": "LLAMA_ARG_KV_UNIFIED",
+    "kv_offload": "LLAMA_ARG_KV_OFFLOAD",
 }
 CONTEXT_ARG = "LLAMA_ARG_CTX_SIZE"
 _KNOB_OF_ARG = {arg: knob for knob, arg in ARG_OF_KNOB.items()}
 _NUMBERS = frozenset({"threads", "slots", "batch", "ubatch"})
+# Here 0 is a number like others.
+_COUNTS = frozenset({"gpu_layers", "cpu_moe_layers"})
+_SWITCHES = frozenset({"kv_unified", "kv_offload"})
+# The engine's own words for a truth value (common/arg.cpp:1332-1338).
+_TRUE, _FALSE = ("on", "enabled", "true", "1"), ("off", "disabled", "false", "0")
 
 
 def total_context_tokens(knobs: Knobs) -> int | None:
@@ -41,7 +50,13 @@ def parse_llama_args(environ: Mapping[str, str]) -> dict[str, KnobValue]:
         knob = _KNOB_OF_ARG.get(name)
         if knob is None:
             continue
-        if knob not in _NUMBERS:
+        if knob in _SWITCHES:
+            if (value := parse_switch(text)) is not None:
+                knobs[knob] = value
+        elif knob in _COUNTS:
+            if text.isdecimal():
+                knobs[knob] = int(text)
+        elif knob not in _NUMBERS:
             knobs[knob] = text
         elif text.isdecimal() and int(text) > 0:
             knobs[knob] = int(text)
@@ -51,6 +66,11 @@ def parse_llama_args(environ: Mapping[str, str]) -> dict[str, KnobValue]:
         assert isinstance(slots, int)
         knobs["context_tokens"] = int(total) // slots
     return knobs
+
+
+def parse_switch(text: str) -> str | None:
+    """``on`` or ``off``; None where the engine would take the text for neither."""
+    return "on" if text in _TRUE else "off" if text in _FALSE else None
 
 
 def render_flags(knobs: Knobs) -> list[str]:
@@ -64,11 +84,18 @@ def render_flags(knobs: Knobs) -> list[str]:
         "batch": "--batch-size",
         "ubatch": "--ubatch-size",
         "load_mode": "--load-mode",
+        "gpu_layers": "--n-gpu-layers",
+        "cpu_moe_layers": "--n-cpu-moe",
     }
     argv: list[str] = []
     for knob, flag in flags.items():
         if (value := knobs.get(knob)) is not None:
             argv += [flag, str(value)]
+    # The opposite of each is what the engine does with a number of slots that is set; older ones have no flag for it.
+    if knobs.get("kv_unified") == "on":
+        argv.append("--kv-unified")
+    if knobs.get("kv_offload") == "off":
+        argv.append("--no-kv-offload")
     if knobs.get("speculation") not in (None, "none"):
         argv += ["--spec-type", str(knobs["speculation"])]
     if (total := total_context_tokens(knobs)) is not None:

@@ -22,7 +22,11 @@ _PATTERNS = {
     "kv_type_k": re.compile(r"\bK \((\w+)\):"),
     "kv_type_v": re.compile(r"\bV \((\w+)\):"),
     "flash_attention": re.compile(r"llama_context: flash_attn\s+= (\w+)"),
+    "kv_unified": re.compile(r"llama_context: kv_unified\s+= (\w+)"),
+    "gpu_layers": re.compile(r"offloaded (\d+)/\d+ layers to GPU"),
+    "total_layers": re.compile(r"offloaded \d+/(\d+) layers to GPU"),
 }
+_SWITCHES = {"true": "on", "false": "off"}
 _SPECULATION = re.compile(r"adding speculative implementation '([\w-]+)'")
 _FAILURES = (
     re.compile(r"(?:^|\s)(error while handling .*|error: .*|invalid argument: .*)"),
@@ -73,6 +77,8 @@ def _parse_load(command: str, text: str) -> Load:
     for name, pattern in _PATTERNS.items():
         if (match := pattern.search(text)) is not None:
             values[name] = int(match.group(1)) if match.group(1).isdecimal() else match.group(1)
+    if "kv_unified" in values:
+        values["kv_unified"] = _SWITCHES.get(str(values["kv_unified"]), str(values["kv_unified"]))
     try:
         argv = tuple(shlex.split(command.replace('\\"', '"')))
     except ValueError:

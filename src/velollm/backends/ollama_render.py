@@ -11,14 +11,21 @@ import re
 from collections.abc import Mapping
 
 from velollm.backends.base import Setting
-from velollm.backends.llamaargs import total_context_tokens
+from velollm.backends.llamaargs import ARG_OF_KNOB, parse_llama_args, total_context_tokens
 from velollm.backends.ollama_defaults import default_batch
 from velollm.knobs import Knobs, KnobValue
 
 LLAMA_SERVER_ERA = (0, 30, 0)
 # LLAMA_ARG_SPEC_TYPE takes the n-gram kinds by these names since the pin of 0.30.0.
 _FLASH = {"on": "1", "off": "0"}
-PARAMETER_OF_KNOB = {"context_tokens": "num_ctx", "batch": "num_batch", "threads": "num_thread"}
+PARAMETER_OF_KNOB = {
+    "context_tokens": "num_ctx",
+    "batch": "num_batch",
+    "threads": "num_thread",
+    "gpu_layers": "num_gpu",
+}
+# What no parameter reaches; the child llama-server has these names since the pin of 0.30.0.
+_ENGINE_KNOBS = ("cpu_moe_layers", "kv_unified", "kv_offload")
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:
@@ -31,10 +38,10 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
 def supported_knobs(version: tuple[int, int, int] | None) -> frozenset[str]:
     """Knobs that a server of this version has; an unknown version counts as a current one."""
     always = {"context_tokens", "slots", "kv_type_k", "kv_type_v", "flash_attention", "batch", "threads"}
-    always |= {"keep_alive_s", "max_loaded_models", "load_mode"}
+    always |= {"keep_alive_s", "max_loaded_models", "load_mode", "gpu_layers"}
     if version is not None and version < LLAMA_SERVER_ERA:
         return frozenset(always)
-    return frozenset(always | {"ubatch", "speculation"})
+    return frozenset(always | {"ubatch", "speculation", *_ENGINE_KNOBS})
 
 
 def render_settings(knobs: Knobs, defaults: Knobs, version: tuple[int, int, int] | None) -> tuple[Setting, ...]:
@@ -65,6 +72,9 @@ def _environment(changed: Mapping[str, KnobValue], knobs: Knobs) -> list[Setting
         add("OLLAMA_FLASH_ATTENTION", flash, "flash_attention")
     if "speculation" in changed:
         add("LLAMA_ARG_SPEC_TYPE", changed["speculation"], "speculation")
+    for knob in _ENGINE_KNOBS:
+        if knob in changed:
+            add(ARG_OF_KNOB[knob], changed[knob], knob)
     k, v = knobs.get("kv_type_k"), knobs.get("kv_type_v")
     if {"kv_type_k", "kv_type_v"} & changed.keys():
         if k == v:
@@ -115,8 +125,11 @@ def parse_settings(environ: Mapping[str, str], parameters: Mapping[str, object])
             knobs[f"kv_type_{letter}"] = kind.lower()
     if kind := environ.get("LLAMA_ARG_SPEC_TYPE"):
         knobs["speculation"] = kind
+    engine = parse_llama_args(environ)
+    knobs |= {knob: engine[knob] for knob in (*_ENGINE_KNOBS, "gpu_layers") if knob in engine}
     for knob, parameter in PARAMETER_OF_KNOB.items():
-        if isinstance(number := parameters.get(parameter), int) and number > 0:
+        least = 0 if knob == "gpu_layers" else 1
+        if isinstance(number := parameters.get(parameter), int) and number >= least:
             knobs[knob] = number
     if "batch" in knobs:
         knobs["ubatch"] = knobs["batch"]

@@ -22,7 +22,7 @@ _START_S = 60.0
 # Of the user's environment a trial keeps what finds programs, libraries and devices, and nothing that tunes.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP")
 _KEPT_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "HSA_", "GGML_", "NVIDIA_")
-_OPTION_KINDS = {"num_ctx": int, "num_batch": int, "num_thread": int}
+_OPTION_KINDS = {"num_ctx": int, "num_batch": int, "num_thread": int, "num_gpu": int}
 
 
 def trial_environ(
@@ -144,7 +144,7 @@ def check_load(load: Load, knobs: Knobs, *, expected_gpus: bool = False) -> None
     (src/llama-context.cpp), so a smaller one is no error; a knob of which the log says nothing is not judged.
     """
     wrong: list[str] = []
-    for name in ("threads", "slots", "batch", "ubatch", "kv_type_k", "kv_type_v"):
+    for name in ("threads", "slots", "batch", "ubatch", "kv_type_k", "kv_type_v", "kv_unified", "gpu_layers"):
         asked, runs = knobs.get(name), load.values.get(name)
         if asked is not None and runs is not None and runs != _cut(name, asked, load):
             wrong.append(f"{name} is {runs}, not {asked}")
@@ -163,8 +163,10 @@ def check_load(load: Load, knobs: Knobs, *, expected_gpus: bool = False) -> None
 
 
 def _cut(name: str, asked: KnobValue, load: Load) -> KnobValue:
-    """What becomes of a value that was asked for: a batch is never larger than the context."""
+    """What becomes of a value that was asked for: a batch ends at the context, layers at how many there are."""
     total = load.flag("-c") or ""
+    if name == "gpu_layers" and isinstance(asked, int) and isinstance(layers := load.values.get("total_layers"), int):
+        return min(asked, layers)
     if name not in ("batch", "ubatch") or not isinstance(asked, int) or not total.isdecimal():
         return asked
     return min(asked, int(total))

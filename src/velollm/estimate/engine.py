@@ -13,7 +13,7 @@ from velollm.estimate.arithmetic import calculate
 from velollm.estimate.find import Found
 from velollm.estimate.kept import corrected, keep_measured, kept_factors
 from velollm.facts import Facts
-from velollm.knobs import PLACEMENT_KNOBS, Knobs
+from velollm.knobs import Knobs
 from velollm.models.memory import CPU, DeviceMemory, MemoryEstimate
 
 
@@ -33,10 +33,6 @@ def ask_engine(backend: str, name: str, found: Found, knobs: Knobs, machine: Fac
             return corrected(expected, factors)
         why = lacking or f"{name} is not on this machine"
         raise VeloError(f"no engine can be asked: {why.partition(': ')[0]}", "leave out --basis engine")
-    if asked := [knob for knob in PLACEMENT_KNOBS if knobs.get(knob) is not None]:
-        raise VeloError(
-            f"an engine cannot be asked with {', '.join(asked)} set", "leave out --basis engine for the arithmetic"
-        )
     text = _load(engine, name, found, knobs, machine)
     by_device = parse_device_buffers(text)
     if not by_device:

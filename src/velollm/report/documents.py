@@ -15,7 +15,10 @@ from velollm.targets.base import State
 
 
 def plan_fields(facts: Facts, plan: Plan, label: Callable[[str], str]) -> dict[str, Any]:
-    """``facts``, ``knobs`` and ``changes``; ``label`` names the place of a kind of setting."""
+    """``facts``, ``knobs`` and ``changes``; ``label`` names the place of a kind of setting.
+
+    ``placement`` is None where the model does not fit or is not known; ``nearest`` is what would fit, or fit better.
+    """
     knobs = [
         {
             "name": choice.name,
@@ -33,6 +36,8 @@ def plan_fields(facts: Facts, plan: Plan, label: Callable[[str], str]) -> dict[s
         "knobs": knobs,
         "changes": changes,
         "candidates": [dict(candidate) for candidate in plan.candidates],
+        "placement": None if plan.placement is None else asdict(plan.placement),
+        "nearest": [{**asdict(item), "knobs": dict(item.knobs)} for item in plan.nearest],
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from velollm.facts import Facts
 from velollm.knobs import Basis, Knobs, KnobValue, Wish
+from velollm.rules.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,22 @@ class Advice:
     """Values for the rule's knobs, one reason for them, and what the reason rests on.
 
     ``candidates`` are other values worth measuring against these, likelier first; they are named, not chosen.
+    ``said``: knobs that have a reason and basis of their own. ``left``: knobs on which there is no advice, and why.
+    ``placement``: what the model takes on each device, and ``nearest`` what else would fit, of the rule that knows it.
     """
 
     values: Mapping[str, KnobValue]
     reason: str
     basis: Basis = "arithmetic"
     candidates: tuple[Mapping[str, KnobValue], ...] = ()
+    said: Mapping[str, tuple[str, Basis]] = field(default_factory=dict)
+    left: Mapping[str, Skip] = field(default_factory=dict)
+    placement: Placement | None = None
+    nearest: tuple[Nearest, ...] = ()
+
+    def why(self, name: str) -> tuple[str, Basis]:
+        """Reason and basis of one knob's value."""
+        return self.said.get(name, (self.reason, self.basis))
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,21 @@ class Skip:
 
     reason: str
     lacked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Something near to what was asked for that would fit.
+
+    ``knobs``: what to set for it; ``quantization``: another file of the model, of about ``size_bytes``;
+    ``changes_answer``: whether it can change what the model says.
+    """
+
+    text: str
+    knobs: Mapping[str, KnobValue] = field(default_factory=dict)
+    quantization: str | None = None
+    size_bytes: int | None = None
+    changes_answer: bool = False
 
 
 Decide = Callable[[Facts, Knobs, Wish], Advice | Skip]

@@ -24,7 +24,7 @@ def decide(facts: Facts, knobs: Knobs, wish: Wish) -> Advice | Skip:
         return Skip("whether there is a GPU is unknown", ("gpus",))
     if not on_cpu:
         return Advice({"load_mode": "auto"}, "with a GPU the engine chooses by device", "engine")
-    memory = main_memory(facts.memory)
+    memory = main_memory(facts, wish)
     weights = weight_bytes(facts.model) if facts.model else None
     if memory is None:
         return Skip("how much memory is available is unknown", ("memory.available_bytes",))

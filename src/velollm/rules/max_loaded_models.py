@@ -5,7 +5,7 @@ from __future__ import annotations
 from velollm.facts import Facts
 from velollm.knobs import Knobs, Wish
 from velollm.rules.base import Advice, Rule, Skip, pinned
-from velollm.rules.room import lacking_shape, needed_bytes, rooms
+from velollm.rules.room import lacking_shape, machine_of, needed_bytes
 
 
 def decide(facts: Facts, knobs: Knobs, wish: Wish) -> Advice | Skip:
@@ -26,14 +26,15 @@ def decide(facts: Facts, knobs: Knobs, wish: Wish) -> Advice | Skip:
     needed = needed_bytes(facts.model, knobs)
     if needed is None:
         return Skip("the memory of the model cannot be estimated", lacking_shape(facts.model))
-    places, lacked = rooms(facts, wish)
-    if not places:
-        return Skip("how much memory is available is unknown", lacked)
-    fitting = max(1, places[0].usable_bytes // max(1, needed))
+    machine = machine_of(facts, wish)
+    place = machine.cards[0] if machine.cards else machine.main
+    if place is None or "gpus.vram_bytes" in machine.lacked:
+        return Skip("how much memory is available is unknown", machine.lacked)
+    fitting = max(1, place.usable_bytes // max(1, needed))
     if fitting >= wanted:
         reason = f"the profile {wish.profile.name} wants {wanted}, and memory holds as many of this size"
     else:
-        reason = f"{places[0].place} holds {fitting} of this size, fewer than the {wanted} wanted"
+        reason = f"{place.place} holds {fitting} of this size, fewer than the {wanted} wanted"
     return Advice({"max_loaded_models": min(wanted, fitting)}, reason)
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from velollm.bench.result import BenchResult
 from velollm.bench.stats import Ratio, compare_arms
-from velollm.knobs import KNOBS, Knobs
-from velollm.plan import Plan
+from velollm.knobs import Knobs
+from velollm.plan import Plan, is_for_speed
 
 METRIC_WORDS = {
     "decode": "decode",
@@ -33,9 +33,7 @@ def speed_knobs_against(plan: Plan, baseline: Knobs) -> tuple[str, ...]:
     return tuple(
         choice.name
         for choice in plan.choices
-        if KNOBS[choice.name].purpose == "speed"
-        and choice.name not in plan.pins
-        and choice.value != baseline.get(choice.name)
+        if is_for_speed(choice, plan.pins) and choice.value != baseline.get(choice.name)
     )
 
 

@@ -166,7 +166,7 @@ def test_explain(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_explain_takes_the_name_of_a_rule() -> None:
-    assert document(run_cli("explain", "fit-context", "--json"))["rule"] == "fit-context"
+    assert document(run_cli("explain", "fit-memory", "--json"))["rule"] == "fit-memory"
 
 
 # Output
@@ -186,6 +186,24 @@ def test_nothing_to_undo_and_no_flights_are_no_errors() -> None:
     assert document(run_cli("undo", "--json"))["flight"] is None
     assert "No flights yet" in run_cli("history").stdout
     assert document(run_cli("history", "--json"))["flights"] == []
+
+
+def test_a_plan_for_another_machine(tmp_path: Path) -> None:
+    machine = tmp_path / "machine.yaml"
+    machine.write_text("- 32 GB RAM, RTX 4070 12 GB\n", encoding="utf-8")
+    arguments = ("optimize", "llama3.3:70b@q4_K_M", "--hardware", machine)
+    refused = run_cli(*arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--dry-run" in refused.stderr
+    done = run_cli(*arguments, "--dry-run", "--json")
+    found = document(done)
+    assert done.returncode == 3
+    assert found["placement"] is None
+    assert all(set(item) >= {"text", "knobs", "changes_answer"} for item in found["nearest"])
+    shown = run_cli(*arguments, "--dry-run").stdout
+    assert "does not fit" in shown
+    assert found["nearest"][0]["quantization"] in shown
+    assert "not for this one" in shown
 
 
 SHOWN = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from velollm.autopilot.chart import chart, choose_backend, choose_model, find_model_facts, places_for
+from velollm.autopilot.elsewhere import chart_elsewhere
 from velollm.autopilot.landing import activate, export_plan, find_flight, flights, land, undo
 from velollm.autopilot.made import Wish, make_model
 from velollm.autopilot.mending import Mending, choose_mendable, mend, unmendable
@@ -35,6 +36,7 @@ __all__ = [
     "Wish",
     "bench",
     "chart",
+    "chart_elsewhere",
     "choose_mendable",
     "export_plan",
     "find_flight",

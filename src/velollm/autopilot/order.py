@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from velollm.backends.base import Backend, ModelRef
@@ -34,7 +35,8 @@ class Order:
     """What the user asked for. ``paths`` and ``probe`` are parameters so that a test can be another machine.
 
     ``url``: the server to work with, rather than the one that is found. ``override``: settings that the user made
-    may be changed. ``beside``: an Ollama model's own name is left alone.
+    may be changed. ``beside``: an Ollama model's own name is left alone. ``hardware``: a capture or description of the
+    machine to plan for, in place of this one.
     """
 
     model: str | None = None
@@ -46,6 +48,7 @@ class Order:
     override: bool = False
     beside: bool = False
     url: str | None = None
+    hardware: Path | None = None
     paths: Paths = field(default_factory=user_paths)
     probe: Callable[[], Facts] = probe_machine
 

@@ -22,7 +22,7 @@ from velollm.cli.shared import (
     parse_pins,
     print_json,
 )
-from velollm.errors import EXIT_ADVISED
+from velollm.errors import EXIT_ADVISED, UsageError
 
 if TYPE_CHECKING:
     from velollm.autopilot import Order, Outcome
@@ -42,6 +42,14 @@ def command(
     beside: Annotated[
         bool, typer.Option("--beside", help="Ollama: make NAME-velollm instead of changing NAME.")
     ] = False,
+    hardware: Annotated[
+        Path | None,
+        typer.Option(
+            "--hardware",
+            metavar="FILE",
+            help="Plan for another machine: a capture, or lines such as `16 GB RAM, RTX 4070 12 GB`; --dry-run only.",
+        ),
+    ] = None,
     export: Annotated[
         Path | None, typer.Option("--export", metavar="DIR", help="Also write the plan to DIR, as files to take along.")
     ] = None,
@@ -55,7 +63,18 @@ def command(
     """
     from velollm.autopilot import Order, export_plan
 
-    order = Order(model, backend, profile, parse_pins(set_), parse_budget_s(budget), override=override, beside=beside)
+    if hardware is not None and not dry_run:
+        raise UsageError("nothing can be tried on another machine", "--hardware goes with --dry-run")
+    order = Order(
+        model,
+        backend,
+        profile,
+        parse_pins(set_),
+        parse_budget_s(budget),
+        override=override,
+        beside=beside,
+        hardware=hardware,
+    )
     outcome = _plan_only(order) if dry_run else _fly(order, yes=yes, quiet=json_)
     files = export_plan(outcome, export) if export and outcome.advised else ()
     if json_:
@@ -71,10 +90,10 @@ def command(
 
 
 def _plan_only(order: Order) -> Outcome:
-    from velollm.autopilot import Outcome, chart
+    from velollm.autopilot import Outcome, chart, chart_elsewhere
 
     with meter() as cockpit:
-        course = chart(order, cockpit, make=False)
+        course = chart_elsewhere(order) if order.hardware else chart(order, cockpit, make=False)
     return Outcome(course, course.plan, advised=bool(course.plan.changes))
 
 
@@ -97,7 +116,7 @@ def _fly(order: Order, *, yes: bool, quiet: bool) -> Outcome:
 
 
 def _print_trial(outcome: Outcome) -> None:
-    from velollm.report.terminal import render_choices, render_comparison, render_diff
+    from velollm.report.terminal import render_choices, render_comparison, render_diff, render_memory
 
     out = console()
     if outcome.trial is not None:
@@ -105,6 +124,9 @@ def _print_trial(outcome: Outcome) -> None:
         out.print(render_comparison(outcome.trial))
     out.print("\nThe plan:\n")
     out.print(render_choices(outcome.plan))
+    if memory := render_memory(outcome.plan):
+        out.print()
+        out.print(memory)
     if outcome.advised:
         out.print("\nWhat it changes:\n")
         out.print(render_diff(outcome.plan, outcome.course.places.label))
@@ -112,10 +134,14 @@ def _print_trial(outcome: Outcome) -> None:
 
 
 def _print_plan(outcome: Outcome) -> None:
-    from velollm.report.terminal import render_diff
+    from velollm.report.terminal import render_diff, render_memory
 
     console().print(render_diff(outcome.plan, outcome.course.places.label))
-    if outcome.plan.changes:
+    if memory := render_memory(outcome.plan):
+        console().print(memory)
+    if outcome.course.order.hardware:
+        console().print(f"A plan for the machine of {outcome.course.order.hardware}, not for this one.", soft_wrap=True)
+    elif outcome.plan.changes:
         console().print("Nothing was touched. The same command without --dry-run tries this and asks.", soft_wrap=True)
 
 

@@ -33,6 +33,13 @@ class CatalogChoice:
         return f"{self.row.name}{_SEPARATOR}{self.format.name}"
 
     @property
+    def ollama_name(self) -> str | None:
+        """What the Ollama library calls it; None where it is not there, or not under a known name."""
+        if self.is_default:
+            return self.row.ollama[0] if self.row.ollama else None
+        return self.row.tags.get(self.format.name)
+
+    @property
     def is_default(self) -> bool:
         """Is this what the model's first Ollama tag holds?"""
         return default_format(self.row) == self.format.name
@@ -64,11 +71,24 @@ def _by_name() -> dict[str, CatalogModel]:
     return names
 
 
+@lru_cache(maxsize=1)
+def _by_tag() -> dict[str, CatalogChoice]:
+    """Names of the Ollama library that stand for one format."""
+    found: dict[str, CatalogChoice] = {}
+    for row in load_catalog():
+        for name, tag in row.tags.items():
+            if (form := find_format(name)) is not None:
+                found.setdefault(tag.lower(), CatalogChoice(row, form))
+    return found
+
+
 def find_catalog_choice(name: str) -> CatalogChoice | None:
     """The model and format that a name means: ``llama3.1:8b``, ``llama3.1:8b@q8_0``, ``llama3.1-8b``,
     ``llama3.1:8b-instruct-q8_0``. None where the catalog does not know the model or the format.
     """
     base, _, wanted = name.strip().partition(_SEPARATOR)
+    if not wanted and (tagged := _by_tag().get(base.lower())) is not None:
+        return tagged
     row = _by_name().get(base.lower())
     if row is None and not wanted:
         row, wanted = _split_tag(base)

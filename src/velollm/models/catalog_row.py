@@ -93,6 +93,7 @@ class CatalogModel(Frozen):
     default_quant: str | None = None
     file_bytes: Mapping[str, int] = Field(default_factory=dict)
     file_gb: Mapping[str, float] = Field(default_factory=dict)
+    tags: Mapping[str, str] = Field(default_factory=dict)
     stored_as: Mapping[str, str] = Field(default_factory=dict)
     output_in_file: bool = False
     mtp_in_file: bool = True

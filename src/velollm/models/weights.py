@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from velollm.facts import ModelFacts
 from velollm.models.catalog_row import CatalogModel
 from velollm.models.formats import Format, tensor_format
 from velollm.models.header import TensorInfo
@@ -70,9 +72,39 @@ def tower_bytes(row: CatalogModel, form: Format, text_bytes: int) -> int:
     return 0 if listed is None else max(0, listed[0] - text_bytes) // 2 * 2
 
 
+def reformatted(model: ModelFacts, tensors: Sequence[TensorInfo], form: Format) -> ModelFacts:
+    """A model with 16-bit weights as it would be in another GGUF format, from the tensors that its header lists."""
+    layers = model.layers or 0
+    heads, kv_heads = max(model.heads or (1,)), max(model.kv_heads or (1,))
+    tied = not any(info.name == "output.weight" for info in tensors)
+    found: list[TensorInfo] = []
+    offset = 0
+    for info in tensors:
+        kind = tensor_format(
+            form,
+            info.name,
+            info.shape,
+            layers=layers,
+            grouped_heads=heads // max(1, kv_heads),
+            experts=model.experts or 0,
+            tied=tied,
+        )
+        size = _size(form, info.name, info.shape, kind, info.elements)
+        found.append(TensorInfo(info.name, info.shape, kind, offset, info.elements, size))
+        offset += size
+    weights = _sums(tuple(found), layers, model.mtp_layers or 0)
+    header_bytes = (model.file_bytes or 0) - (model.tensor_bytes or 0)
+    file_bytes = None if model.file_bytes is None else header_bytes + offset
+    update = {**weights, "file_bytes": file_bytes, "file_type": form.name.upper(), "path": None}
+    return ModelFacts.model_validate({**dict(model), **update})
+
+
 def catalog_weights(row: CatalogModel, form: Format) -> dict[str, object]:
     """The fields of `ModelFacts` that say how many bytes the weights take."""
-    tensors = catalog_tensors(row, form)
+    return _sums(catalog_tensors(row, form), row.layers, row.mtp_layers_in_file)
+
+
+def _sums(tensors: tuple[TensorInfo, ...], layers: int, mtp_layers: int) -> dict[str, object]:
     by_type: dict[str, int] = {}
     for info in tensors:
         by_type[info.type_name] = by_type.get(info.type_name, 0) + (info.size_bytes or 0)
@@ -80,5 +112,5 @@ def catalog_weights(row: CatalogModel, form: Format) -> dict[str, object]:
         "parameters": sum(info.elements for info in tensors),
         "tensor_bytes": sum(by_type.values()),
         "bytes_by_type": by_type,
-        **weight_parts(tensors, row.layers, row.mtp_layers_in_file),
+        **weight_parts(tensors, layers, mtp_layers),
     }

@@ -15,10 +15,10 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+from velollm.facts import Facts
 from velollm.models.reads import estimate_token_cost
 from velollm.models.speed import Rate, cpu_speed, estimate_decode, estimate_ttft
 from velollm.models.synthetic import Shape, ensure_model, made_model_facts
-from velollm.facts import Facts
 from velollm.probe.machine import probe_machine
 from velollm.probe.speedtest import measure_machine_speed
 

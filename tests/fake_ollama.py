@@ -80,13 +80,14 @@ class StoredModel:
 class FakeOllama:
     """What the fake holds, and what it was asked. ``faults`` are used up, one for each generation or load.
 
-    ``refuse`` maps "METHOD /path" to a status: such calls fail and change nothing.
+    ``refuse`` maps "METHOD /path" to a status: such calls fail and change nothing. ``library``: what can be pulled.
     """
 
     store: dict[str, StoredModel] = field(default_factory=lambda: {f"{MODEL}:latest": StoredModel("weights")})
     loaded: dict[str, datetime] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     refuse: dict[str, int] = field(default_factory=dict)
+    library: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -229,6 +230,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _post_create(self, body: dict[str, Any]) -> None:
         base = self.fake.find(body["from"])
         assert base is not None, "a real Ollama would now pull it"
+        if "quantize" in body:
+            with self.fake.lock:
+                self.fake.store[_full(body["model"])] = StoredModel(f"{base.blob} {body['quantize']}", base.parameters)
+            return self._replay(recorded("create-quantize-q8"))
         changes = {name: _text_of(value) for name, value in body.get("parameters", {}).items()}
         kept = [pair for pair in base.parameters if pair[0] not in changes]
         with self.fake.lock:
@@ -236,6 +241,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.fake.store[_full(body["model"])] = model
         quiet = body.get("stream") is False
         return self._replay(recorded("create-derived-nostream" if quiet else "create-derived"))
+
+    def _post_pull(self, body: dict[str, Any]) -> None:
+        name = body["model"]
+        if name not in self.fake.library:
+            return self._replay(recorded("pull-unreachable"))
+        with self.fake.lock:
+            self.fake.store[_full(name)] = StoredModel(name)
+        digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        lines: list[dict[str, Any]] = [{"status": "pulling manifest"}]
+        lines += [
+            {"status": f"pulling {digest[7:19]}", "digest": digest, "total": 100, "completed": n} for n in (50, 100)
+        ]
+        lines += [{"status": text} for text in ("verifying sha256 digest", "writing manifest", "success")]
+        return self._stream({**recorded("pull-unreachable"), "chunks": [{"data": json.dumps(x) + "\n"} for x in lines]})
 
     def _post_generate(self, body: dict[str, Any]) -> None:
         self._generate(body, preload="prompt" not in body)

@@ -32,9 +32,10 @@ TABLE: dict[str, set[str]] = {
     "bench": {"backends", "facts", "knobs"},
     "tune": {"plan", "bench"},
     "doctor": {"facts", "knobs"},
+    "recommend": {"probe", "models", "rules", "bench"},
     "autopilot": {"probe", "models", "estimate", "plan", "apply", "bench", "tune", "doctor"},
     "status": {"probe", "apply"},
-    "report": {"facts", "plan", "bench", "doctor", "apply", "status", "estimate"},
+    "report": {"facts", "plan", "bench", "doctor", "apply", "status", "estimate", "recommend"},
     "gateway": {"backends", "facts", "config"},
     "dashboard": {"probe", "gateway"},
 }

@@ -102,7 +102,7 @@ def worst(cases: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for case in cases:
         row = found.setdefault(
-            case["architecture"], {term: 0 for term in (*TERMS, "total")} | {"share": 0.0, "cases": 0}
+            case["architecture"], dict.fromkeys((*TERMS, "total"), 0) | {"share": 0.0, "cases": 0}
         )
         for term in TERMS:
             row[term] = max(row[term], abs(case["arithmetic"][term] - case["engine"].get(term, 0)))

@@ -242,7 +242,9 @@ class Profile:
     decides. ``keep_alive_s`` None leaves the engine's own. ``speculation`` lists kinds worth a trial.
     ``accepted_price``: by how much the deciding ratio may be proved lower for what the plan enables
     (0.1 = a tenth), because that is what this profile is for. ``may_shrink_context``: the wanted
-    context counts even where it is smaller than the engine's own.
+    context counts even where it is smaller than the engine's own. A model is recommended that decodes at least
+    ``decode_floor_tokens_per_s`` for one user and has the ``capabilities``; time to its first token is told for a
+    prompt of ``prompt_tokens``.
     """
 
     name: str
@@ -257,6 +259,9 @@ class Profile:
     accepted_price: float = 0.0
     max_loaded_models: int | None = None
     may_shrink_context: bool = False
+    decode_floor_tokens_per_s: float = 10.0
+    prompt_tokens: int = 512
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ from velollm.doctor.diagnose import load_checks
 from velollm.knobs import KNOBS
 from velollm.plan import load_rules
 
-COMMANDS = ("bench", "doctor", "estimate", "explain", "history", "optimize", "run", "status", "synth", "undo")
+COMMANDS = (
+    *("bench", "doctor", "estimate", "explain", "history", "optimize"),
+    *("recommend", "run", "status", "synth", "undo"),
+)
 HEAVY = {"rich", "pydantic", "httpx", "numpy", "psutil", "yaml", "gguf", "pynvml", "xllamacpp", "platformdirs"}
 ESCAPE = "\x1b"
 

@@ -22,6 +22,7 @@ NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speedtest, "_READ_S", 0.0)
     monkeypatch.setattr(speedtest, "_MULTIPLY_S", 0.0)
+    monkeypatch.setattr(speedtest, "_OWN_SHARE", 0.0)
 
 
 def test_it_reads_and_multiplies_within_the_memory_that_is_free() -> None:
@@ -46,6 +47,14 @@ def test_it_is_kept_and_taken_again_on_another_processor(tmp_path: Path) -> None
     assert second is not None
     assert second.machine == machine_key(other) == "Another, 1 threads"
     assert [path.name for path in tmp_path.iterdir()] == ["machine-speed.json"]
+
+
+def test_a_disturbed_measurement_is_used_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speedtest, "_OWN_SHARE", 2.0)
+    found = machine_speed(tmp_path, SMALL)
+    assert found is not None
+    assert found.disturbed
+    assert read_machine_speed(tmp_path) is None
 
 
 def test_a_damaged_file_is_measured_over(tmp_path: Path) -> None:

@@ -34,12 +34,15 @@ _SHARE = 8
 _READ_S = 0.6
 _LEAST_ROUNDS = 3
 _SIDE = 768
+# Of the processor's time: less than this for us, and others took the rest.
+_OWN_SHARE = 0.85
 _MULTIPLY_S = 0.3
 
 
 class MachineSpeed(Frozen):
     """What was measured: bytes a second that all ``threads`` read together, and float32 operations a second of matrix
-    products. ``machine`` tells the processor and cores that it was taken on, ``taken_at`` when (UTC).
+    products. ``machine`` tells the processor and cores that it was taken on, ``taken_at`` when (UTC). ``disturbed``:
+    other programs took a part of the processor meanwhile, so the real rates are higher.
     """
 
     schema_version: int = _SCHEMA
@@ -50,19 +53,20 @@ class MachineSpeed(Frozen):
     multiply_flops: int
     taken_at: str
     elapsed_s: float
+    disturbed: bool = False
 
 
 def machine_speed(directory: Path, facts: Facts, *, now: Callable[[], datetime] | None = None) -> MachineSpeed | None:
     """The speed of this machine: as it was kept in ``directory``, else measured now and kept.
 
-    It is measured anew where the processor or the usable cores are others. None where neither is possible; that it
-    cannot be kept does no harm.
+    It is measured anew where the processor or the usable cores are others, and a disturbed measurement is not kept.
+    None where neither is possible; that it cannot be kept does no harm.
     """
     kept = read_machine_speed(directory)
     if kept is not None and kept.machine == machine_key(facts):
         return kept
     found = measure_machine_speed(facts, now=now)
-    if found is not None:
+    if found is not None and not found.disturbed:
         with contextlib.suppress(VeloError, OSError):
             _keep(directory, found)
     return found
@@ -117,7 +121,9 @@ def measure_machine_speed(
     began = time.perf_counter()
     try:
         block = np.ones(size // 4, dtype=np.float32)
+        before_s, worked_s = time.perf_counter(), time.process_time()
         read = _best_read(np.array_split(block, threads), size)
+        busy = (time.process_time() - worked_s) / (threads * (time.perf_counter() - before_s))
         del block
         multiply = _best_multiply()
     except MemoryError:
@@ -131,6 +137,7 @@ def measure_machine_speed(
         multiply_flops=round(multiply),
         taken_at=taken.isoformat(timespec="seconds"),
         elapsed_s=round(time.perf_counter() - began, 3),
+        disturbed=busy < _OWN_SHARE,
     )
 
 

@@ -17,7 +17,10 @@ import psutil
 import pytest
 
 from velollm.backends.ollama_run import RELAY, RunClient, Runner, find_runner
+from velollm.config import user_paths
 from velollm.errors import VeloError
+from velollm.probe.ollama_log_place import read_server_log
+from velollm.probe.source import TextSource
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="process ids are watched as Linux does it")
 
@@ -162,6 +165,30 @@ def test_a_program_that_is_gone_at_a_restart(tmp_path: Path) -> None:
         assert not found.thread.is_alive()
 
 
+def test_what_the_server_says_can_be_asked_for(tmp_path: Path) -> None:
+    with running(tmp_path) as found:
+        client = found.client()
+        first = client.log()
+        assert first == found.out.getvalue()
+        found.environ["SETTING"] = "second"
+        client.restart()
+        assert client.log().startswith(first)
+        assert "setting second" in client.log()
+        place = read_server_log(TextSource(), "http://127.0.0.1:1", found.out.settings()[-1][1], None, {}, tmp_path)
+        assert place.text is None  # it is the run of another home
+
+
+def test_the_probe_reads_what_the_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VELOLLM_HOME", str(tmp_path))
+    state = user_paths().runner_state
+    state.parent.mkdir(parents=True)
+    with Running(state, [sys.executable, "-c", SERVER]) as found:
+        pid = found.out.settings()[-1][1]
+        log = read_server_log(TextSource(), "http://127.0.0.1:1", pid, None, {}, tmp_path)
+        assert (log.place, log.unread) == ("output of `velollm run`", None)
+        assert log.text == found.out.getvalue()
+
+
 def test_a_server_that_ends_by_itself_ends_the_run(tmp_path: Path) -> None:
     with running(tmp_path) as found:
         _, pid, child = found.out.settings()[0]
@@ -233,3 +260,25 @@ def test_a_signal_to_the_parent_ends_the_whole_group(tmp_path: Path, number: sig
         assert parent.wait(20) != 0
     assert gone(int(words[2]), int(words[3]))
     assert not state.exists()
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["closed terminal", "under nohup"])
+def test_a_hangup_ends_the_command_and_its_server(tmp_path: Path, ignored: bool) -> None:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "VELOLLM_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "velollm", "run", "--", sys.executable, "-c", SERVER]
+    if ignored:
+        command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command]
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stderr is not None
+        words = parent.stderr.readline().split()
+        assert "Listening" in parent.stderr.readline()
+        parent.send_signal(signal.SIGHUP)
+        if ignored:
+            client = find_runner(tmp_path / "data" / "run.json", int(words[2]))
+            assert client is not None
+            assert client.server_pid() == int(words[2])
+            parent.send_signal(signal.SIGTERM)
+        parent.stderr.read()
+        parent.wait(20)
+    assert gone(int(words[2]), int(words[3]))
+    assert not (tmp_path / "data" / "run.json").exists()

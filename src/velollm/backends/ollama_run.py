@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
@@ -27,6 +28,7 @@ from velollm.errors import VeloError
 
 _START_S = 120.0
 _STOP_S = 15.0
+_LOG_LINES = 20_000
 RELAY = "relay of a server's output"
 """Name of the threads that pass on what a server says, one for each start."""
 
@@ -44,6 +46,7 @@ class Runner:
         self._up = False
         self._restarting = self._ending = False
         self._process: subprocess.Popen[str] | None = None
+        self._tail: deque[str] = deque(maxlen=_LOG_LINES)
 
     def run(self) -> int:
         """Start the program, serve requests, and return its exit status once it ends by itself or by a signal."""
@@ -98,6 +101,7 @@ class Runner:
     def _relay(self, process: subprocess.Popen[str], listening: threading.Event) -> None:
         assert process.stderr is not None
         for line in process.stderr:
+            self._tail.append(line)
             with contextlib.suppress(OSError, ValueError):
                 self._err.write(line)
                 self._err.flush()
@@ -170,6 +174,8 @@ class Runner:
     def _answer(self, connection: Connection, request: bytes) -> None:
         if request == b"restart":
             connection.send_bytes(self._restart().encode())
+        elif request == b"log":
+            connection.send_bytes("".join(list(self._tail)).encode("utf-8", "replace"))
         else:
             process = self._process
             connection.send_bytes(str(process.pid if process else 0).encode())
@@ -189,6 +195,10 @@ class RunClient:
         """Restart the server, and return when it listens again. Raises `VeloError` when it does not."""
         if problem := self._ask(b"restart").decode("utf-8", "replace"):
             raise VeloError(problem, "look at the output of `velollm run`")
+
+    def log(self) -> str:
+        """The newest output of the server and of those before it. Raises `VeloError` where nobody answers."""
+        return self._ask(b"log").decode("utf-8", "replace")
 
     def _ask(self, request: bytes) -> bytes:
         try:

@@ -72,6 +72,10 @@ def _root(
 def main() -> NoReturn:
     """Run the command line and leave with its exit code; no traceback for anything a user can cause."""
     signal.signal(signal.SIGTERM, _on_terminate)
+    hangup = getattr(signal, "SIGHUP", None)
+    # Under `nohup` a closed terminal is to be ignored.
+    if hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL:
+        signal.signal(hangup, _on_terminate)
     sys.exit(run_app())
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from velollm.config import user_paths
+from velollm.errors import VeloError
 from velollm.facts import UnreadFacts
 from velollm.probe.ollama_manage import Service, read_journal
 from velollm.probe.server import parse_server_log
@@ -43,7 +45,8 @@ def read_server_log(
 ) -> ServerLog:
     """The newest 2 MB of the log of the server at ``url``, whose process is ``pid``.
 
-    In this order: the journal of its service, the file that its standard error goes to, the log of the desktop app
+    In this order: the journal of its service, the file that its standard error goes to, the `velollm run` that it
+    goes to, the log of the desktop app
     (only where it tells of a server on the same port).
     """
     if service is not None:
@@ -51,6 +54,8 @@ def read_server_log(
     unread = None
     if pid is not None and proc.is_dir():
         found = _of_stderr(proc, pid)
+        if found.text is None:
+            found = _of_runner(pid) or found
         if found.text is not None:
             return found
         unread = found.unread
@@ -115,6 +120,21 @@ def _of_stderr(proc: Path, pid: int) -> ServerLog:
     kind = "a terminal" if target.startswith(("/dev/pts", "/dev/tty")) else target
     why = f"the server's log goes to {kind}"
     return ServerLog(unread=UnreadFacts(what="log", why=why, help="ollama serve 2>>~/ollama.log"))
+
+
+def _of_runner(pid: int) -> ServerLog | None:
+    """What the `velollm run` above a server has kept of its output; None where there is none, or it keeps nothing."""
+    from velollm.backends.ollama_run import find_runner
+
+    state_file = user_paths().runner_state
+    if not state_file.is_file():
+        return None
+    try:
+        runner = find_runner(state_file, pid)
+        text = runner.log() if runner is not None else ""
+    except VeloError:
+        return None
+    return ServerLog("output of `velollm run`", text, found_by=str(state_file)) if text.strip() else None
 
 
 def _is_of(text: str, url: str) -> bool:

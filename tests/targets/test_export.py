@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.crash import count_calls, snapshot, watched_calls
+from tests.crash import count_calls, each_kill, in_child, kill_at, snapshot, was_killed, watched_calls
 from velollm.backends.base import Setting
 from velollm.errors import VeloError
 from velollm.targets.enginefile import parse_engine_settings
@@ -171,3 +171,31 @@ def test_a_failure_at_any_point_leaves_the_directory_as_it_was(tmp_path: Path, a
             assert "space" in error.hint
             assert snapshot(root) == before
     assert failed >= len(files) * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs to fork")
+@pytest.mark.parametrize("again", [False, True], ids=["new", "over an older set"])
+def test_a_kill_leaves_whole_files_and_the_next_export_finishes(tmp_path: Path, again: bool) -> None:
+    root, place = tmp_path / "out", tmp_path / "out" / "deep" / "set"
+    older, files = render_export(SETTINGS[:2], "older"), render_export(SETTINGS, "m")
+
+    def lay() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        if again:
+            write_export(place, older)
+
+    lay()
+    names = count_calls(lambda: write_export(place, files))
+    write_export(place, files)
+    wanted = snapshot(root)
+    for number, torn in list(each_kill(names))[::3]:
+        lay()
+        assert was_killed(in_child(lambda: write_export(place, files), kill_at(number, torn)))
+        if again:
+            texts = {name: (place / name).read_text() for name in older}
+            assert all(texts[name] in (older[name], files[name]) for name in texts)
+        elif place.exists():
+            assert snapshot(root) == wanted
+        write_export(place, files)
+        assert snapshot(root) == wanted

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +14,12 @@ from velollm.backends.base import Setting
 from velollm.errors import VeloError
 from velollm.knobs import KnobValue, parse_knob_value
 from velollm.targets.base import State
+from velollm.targets.composefile import render_environment
+from velollm.targets.disk import disk_error, make_dirs, missing_dirs, remove_empty_dirs, sync_dir
 from velollm.targets.enginefile import render_engine_settings
 from velollm.targets.envfile import render_env
 from velollm.targets.file import FileTarget
+from velollm.targets.unitfile import render_dropin
 
 ENV_FILE = "velollm.env"
 MODEL_FILE = "Modelfile"
@@ -51,11 +57,40 @@ def render_export(settings: Sequence[Setting], model: str) -> dict[str, str]:
 def write_export(directory: Path, files: Mapping[str, str]) -> tuple[Path, ...]:
     """Write the set, all of it or nothing; the paths in the order of ``files``.
 
-    A file that is there already is replaced only if VeloLLM wrote it.
+    A new directory appears in one step. In one that is there each file is replaced in one step, and only if VeloLLM
+    wrote it; what a kill leaves undone there, the same export does.
 
     Raises:
         VeloError: a file of somebody else is in the way, or the disk refuses.
     """
+    paths = tuple(directory / name for name in files)
+    if directory.exists():
+        _write_set(directory, files)
+        return paths
+    made = _temporary_dir(directory)
+    parents: tuple[str, ...] = ()
+    try:
+        shutil.rmtree(made, ignore_errors=True)  # what a killed run has left
+        parents = missing_dirs(made)
+        make_dirs(parents)
+        _write_set(made, files)
+        made = made.replace(directory)
+        sync_dir(directory.parent)
+    except BaseException as error:
+        shutil.rmtree(made, ignore_errors=True)
+        remove_empty_dirs(parents)
+        if isinstance(error, OSError):
+            raise disk_error("write", directory, error) from error
+        raise
+    return paths
+
+
+def _temporary_dir(directory: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(directory.name)).hexdigest()[:16]
+    return directory.with_name(f".velollm-{name}.tmp")
+
+
+def _write_set(directory: Path, files: Mapping[str, str]) -> None:
     targets = {directory / name: FileTarget(directory / name) for name in files}
     wanted = [State.of_text(text) for text in files.values()]
     before = [target.read() for target in targets.values()]
@@ -70,7 +105,6 @@ def write_export(directory: Path, files: Mapping[str, str]) -> tuple[Path, ...]:
     except BaseException:
         _put_back(list(targets.values()), before)
         raise
-    return tuple(targets)
 
 
 def _put_back(targets: list[FileTarget], before: list[State]) -> None:
@@ -108,24 +142,15 @@ def _model_quote(value: str) -> str:
 
 
 def _render_systemd(environment: Mapping[str, str]) -> str:
-    lines = [
-        f"{_HEADER}: copy it to /etc/systemd/system/{SYSTEMD_FILE}, then",
-        "# `systemctl daemon-reload` and `systemctl restart ollama`.",
-        "[Service]",
-    ]
-    lines += [f'Environment="{_systemd_escape(f"{key}={value}")}"' for key, value in environment.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _systemd_escape(text: str) -> str:
-    """Text inside double quotes of a unit file: systemd.syntax(7), Quoting; systemd.unit(5), Specifiers."""
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    header = (
+        f"{_HEADER}: copy it to /etc/systemd/system/{SYSTEMD_FILE}, then\n"
+        "# `systemctl daemon-reload` and `systemctl restart ollama`.\n"
+    )
+    return render_dropin(environment, header)
 
 
 def _render_compose(environment: Mapping[str, str]) -> str:
-    """Compose replaces ``$NAME`` itself unless the dollar is doubled (Compose specification, Interpolation)."""
-    import yaml
-
-    values = {key: value.replace("$", "$$") for key, value in environment.items()}
-    body = yaml.safe_dump({"services": {"ollama": {"environment": values}}}, sort_keys=False)
-    return f"{_HEADER}: put it beside your compose.yaml; `docker compose up -d` reads both.\n{body}"
+    header = f"{_HEADER}: put it beside your compose.yaml; `docker compose up -d` reads both.\n"
+    if not environment:
+        return f"{header}services:\n  ollama:\n    environment: {{}}\n"
+    return render_environment(header, "ollama", environment)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,23 @@ def test_flights_come_off_last_first(root: Path) -> None:
         found = undo_flight(scene_journal(root)).flight
         assert found is not None
         assert found.id == flight.id
+    assert snapshot(root) == before
+
+
+def test_a_clock_that_goes_backwards_does_not_mix_up_the_order(root: Path) -> None:
+    path, before = root / "conf" / "engine.env", snapshot(root)
+    times = iter([datetime(2026, 11, 25, 12, tzinfo=UTC), datetime(2026, 11, 24, 9, tzinfo=UTC)])
+    journal = Journal(root / "journal", clock=lambda: next(times))
+    one, two = (apply_writes([write(path, content)], journal, META) for content in (b"one", b"two"))
+    assert one is not None
+    assert two is not None
+    assert two.time < one.time
+    with pytest.raises(VeloError, match=two.id):
+        undo_flight(journal, one.id)
+    assert [undone.flight and undone.flight.id for undone in (undo_flight(journal), undo_flight(journal))] == [
+        two.id,
+        one.id,
+    ]
     assert snapshot(root) == before
 
 

@@ -39,13 +39,14 @@ class UndoResult:
     """What undo did.
 
     ``flight`` None: there was nothing to undo. ``restored`` are the places that were put back now. ``already``:
-    the flight that was asked for had been undone before.
+    the flight that was asked for had been undone before. ``notes``: what else was done or is left to do, in words.
     """
 
     flight: Flight | None
     restored: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     already: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

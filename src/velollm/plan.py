@@ -43,6 +43,7 @@ class Plan:
     ``choices``: one for every knob of the backend, in the order of `KNOBS`. ``defaults``: what the engine
     would do by itself. ``candidates``: other values worth measuring, each to be laid over ``knobs``.
     ``skipped``: rules without advice, and why. ``current`` and ``current_settings``: what is set now.
+    ``kept``: knobs that the user has set; the settings of them that are there stay as they are typed.
     ``placement``: what the model takes on each device (None: it does not fit, or is not known); ``nearest``: what would
     fit in its stead.
     """
@@ -59,11 +60,17 @@ class Plan:
     current_settings: Settings = field(default_factory=dict)
     placement: Placement | None = None
     nearest: tuple[Nearest, ...] = ()
+    kept: frozenset[str] = frozenset()
 
     @property
     def knobs(self) -> dict[str, KnobValue]:
         """Value of every knob of the backend; None is left to the engine."""
         return {choice.name: choice.value for choice in self.choices}
+
+    @property
+    def settings(self) -> list[tuple[str, str, str | None]]:
+        """The changes as places take them: (kind, key, value); value None takes the setting away."""
+        return [(change.target, change.key, change.after) for change in self.changes]
 
 
 def list_profiles() -> tuple[str, ...]:
@@ -151,11 +158,13 @@ def make_plan(
     current: Knobs | None = None,
     *,
     current_settings: Settings | None = None,
+    kept: Iterable[str] = (),
 ) -> Plan:
     """Work out the plan for one machine, model, backend and profile; touches nothing.
 
     ``current`` are the knobs as the user runs with them now, where that is known; ``current_settings`` the
-    backend's settings that are there now, by (target, key). A knob without advice keeps what it has now.
+    backend's settings that are there now, by (target, key). A knob without advice keeps what it has now. ``kept``:
+    pins that are not of this plan, but the user's settings that it leaves alone.
 
     Raises:
         UsageError: a pinned knob is one that the backend does not have.
@@ -197,6 +206,7 @@ def make_plan(
         current_settings=dict(current_settings or {}),
         placement=placement,
         nearest=nearest,
+        kept=frozenset(kept),
     )
     return dataclasses.replace(plan, changes=_changes(plan, facts, backend))
 
@@ -247,7 +257,7 @@ def _changes(plan: Plan, facts: Facts, backend: Backend) -> tuple[Change, ...]:
     settings = backend.render(plan.knobs, facts)
     for setting in settings:
         before = plan.current_settings.get((setting.target, setting.key))
-        if before != setting.value:
+        if before != setting.value and (before is None or setting.knob not in plan.kept):
             choice = by_knob[setting.knob]
             changes.append(Change(setting.target, setting.key, before, setting.value, choice.reason, choice.basis))
     wanted = {(setting.target, setting.key) for setting in settings}

@@ -183,6 +183,10 @@ def check_use(tiny: Path, paths: Paths) -> None:
         assert running["n_ctx"] == 2048
         answer = service.server.complete("Once upon a time", max_tokens=8, seed=1, deadline_s=30)
         assert (answer.finish, answer.events[-1][1]) == ("length", 8)
+    log = paths.data / "engine.log"
+    first = log.read_bytes()
+    with serve(Order(str(tiny), "embedded", paths=paths, probe=one_core), Passenger(), port=0):
+        assert log.with_name("engine.log.1").read_bytes() == first
 
 
 def check_flown_again(tiny: Path, paths: Paths) -> None:

@@ -40,6 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     found = Run()
     for room in ("mending", "landing"):
         monkeypatch.setattr(f"velollm.autopilot.{room}.reach_runner", lambda _: found)
+    monkeypatch.setattr("velollm.targets.activation.reach_runner", lambda _: found)
     monkeypatch.setattr("velollm.autopilot.mending.read_runner_environ", lambda _: found.environ)
     return found
 

@@ -18,7 +18,6 @@ from velollm.probe.ollama_manage import (
     parse_environment_file,
     parse_properties,
     parse_unit,
-    parse_unit_environment,
     read_service,
 )
 from velollm.probe.source import TextSource
@@ -92,16 +91,7 @@ def test_no_such_service() -> None:
 def test_no_text_of_systemd_breaks_the_parsers(text: str) -> None:
     parse_properties(text)
     parse_unit(text)
-    assert all("=" not in name for name in parse_unit_environment(text))
     parse_environment_file(text)
-
-
-@given(
-    st.dictionaries(st.from_regex(r"[A-Z_][A-Z0-9_]{0,8}", fullmatch=True), st.text("ab c;$", max_size=8), max_size=4)
-)
-def test_an_environment_comes_back_from_its_quoted_words(variables: dict[str, str]) -> None:
-    text = " ".join(f'"{name}={value}"' for name, value in variables.items())
-    assert parse_unit_environment(text) == variables
 
 
 def test_the_journal_of_a_service() -> None:

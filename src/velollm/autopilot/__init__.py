@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,17 @@ from pathlib import Path
 
 from velollm.autopilot.chart import chart, choose_backend, choose_model, find_model_facts, places_for
 from velollm.autopilot.elsewhere import chart_elsewhere
-from velollm.autopilot.landing import activate, export_plan, find_flight, flights, land, undo
+from velollm.autopilot.landing import (
+    activate,
+    export_plan,
+    find_flight,
+    flights,
+    land,
+    pending_of,
+    planned_steps,
+    restart_notes,
+    undo,
+)
 from velollm.autopilot.made import Wish, make_model
 from velollm.autopilot.mending import Mending, choose_mendable, mend, unmendable
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
@@ -44,6 +55,9 @@ __all__ = [
     "fly",
     "make_model",
     "mend",
+    "pending_of",
+    "planned_steps",
+    "restart_notes",
     "run_server",
     "serve",
     "undo",
@@ -77,6 +91,7 @@ def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> O
     backend = course.backend
     if isinstance(backend, OllamaBackend) and (why := backend.untriable(course.model)):
         return Outcome(course, course.plan, applied_reason=f"not tried: {why}", advised=True)
+    course.places.writes(course.plan.settings)  # what cannot be written is said before the trial, not after it
     trial = try_plan(course, cockpit)
     outcome = Outcome(course, trial.plan, trial.result, applied_reason=trial.reason, advised=trial.keep)
     if not trial.keep:
@@ -85,7 +100,7 @@ def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> O
         return replace(outcome, applied_reason=f"not applied, because nobody said yes; {trial.reason}")
     flight = land(course, trial.plan, trial.reason, trial.result)
     if flight is None:
-        return outcome
+        return replace(outcome, pending=pending_of(course, trial.plan))
     return activate(replace(outcome, applied=True, flight=flight.id), cockpit)
 
 
@@ -120,10 +135,17 @@ def serve(order: Order, cockpit: Cockpit, *, port: int) -> Iterator[Service]:
     backend = choose_backend(order.backend, cockpit, wants_model=order.model is not None)
     model = choose_model(order.model, backend, order.paths, cockpit, make=True)
     facts = order.probe().model_copy(update={"model": find_model_facts(model, backend)})
-    places = places_for(backend, model, order)
+    places = places_for(backend, model, order, facts)
     defaults = backend.default_knobs(facts)
     knobs = {**(places.knobs_of(places.read_settings(), defaults) or defaults), **order.pins}
     cockpit(0.0, f"loading {model.name}")
-    log = ensure_dir(order.paths.data) / "engine.log"
+    log = _fresh_log(ensure_dir(order.paths.data) / "engine.log")
     with backend.trial(model, knobs, facts, log=log, port=port) as server:
         yield Service(server, model, knobs, log)
+
+
+def _fresh_log(log: Path) -> Path:
+    """A log that begins anew; the one of the run before is kept beside it, as ``NAME.1``."""
+    with contextlib.suppress(OSError):
+        log.replace(log.with_name(f"{log.name}.1"))
+    return log

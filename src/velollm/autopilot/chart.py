@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from velollm.autopilot.made import stand_in, stand_in_facts
@@ -13,6 +13,7 @@ from velollm.backends.openai import OpenAiBackend
 from velollm.config import Paths, ensure_dir
 from velollm.errors import UsageError, VeloError
 from velollm.facts import Facts, ModelFacts
+from velollm.journal import Journal
 from velollm.knobs import Knobs
 from velollm.models.families import find_family
 from velollm.models.gguf import model_facts
@@ -20,6 +21,8 @@ from velollm.models.header import read_gguf
 from velollm.models.shown import parse_shown
 from velollm.models.synthetic import SHAPE_1B, ensure_model, estimate_file_bytes, made_model_facts
 from velollm.plan import Plan, load_profile, make_plan
+from velollm.targets.base import JSON
+from velollm.targets.environment import Ground
 from velollm.targets.ollama_places import OllamaPlaces
 from velollm.targets.places import Places, engine_places
 from velollm.units import render_bytes
@@ -131,13 +134,31 @@ def _only_model(backend: OpenAiBackend, cockpit: Cockpit) -> ModelRef:
     return ModelRef(names[0], None)
 
 
-def places_for(backend: Backend, model: ModelRef, order: Order) -> Places:
+def places_for(backend: Backend, model: ModelRef, order: Order, facts: Facts) -> Places:
     """Where the backend keeps its settings for this model."""
     if isinstance(backend, OllamaBackend):
-        # What a person has pinned to the engine's default is meant so, whatever the original says.
-        override = order.override or bool(order.pins)
-        return OllamaPlaces(backend, model.name, order.paths.ollama_env, beside=order.beside, override=override)
+        pid = backend.process.pid if backend.process else None
+        return OllamaPlaces(
+            backend,
+            model.name,
+            order.paths.ollama_env,
+            beside=order.beside,
+            # What a person has pinned to the engine's default is meant so, whatever the original says.
+            override=order.override or bool(order.pins),
+            ground=Ground(facts, order.paths, order.system, pid),
+            recorded=recorded_environment(Journal(order.paths.journal)),
+        )
     return engine_places(order.paths, str(model.path or model.name))
+
+
+def recorded_environment(journal: Journal) -> dict[str, str]:
+    """The variables that flights have set and nobody has undone, with their values."""
+    found: dict[str, JSON] = {}
+    for flight in journal.read_flights():
+        environment = flight.meta.details.get("environment")
+        if flight.complete and flight.open and isinstance(environment, Mapping):
+            found.update(environment)
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def find_model_facts(model: ModelRef, backend: Backend) -> ModelFacts | None:
@@ -156,11 +177,11 @@ def chart(order: Order, cockpit: Cockpit, *, make: bool = True) -> Course:
     model = choose_model(order.model, backend, order.paths, cockpit, make=make, probe=order.probe)
     cockpit(0.0, "looking at the machine")
     facts = order.probe().model_copy(update={"model": find_model_facts(model, backend)})
-    places = places_for(backend, model, order)
+    places = places_for(backend, model, order, facts)
     settings = places.read_settings()
     current = places.knobs_of(settings, backend.default_knobs(facts))
     kept = {} if order.override else _kept(places, order, backend)
-    plan = make_plan(facts, backend, profile, {**kept, **order.pins}, current, current_settings=settings)
+    plan = make_plan(facts, backend, profile, {**kept, **order.pins}, current, current_settings=settings, kept=kept)
     return Course(order, backend, model, facts, _with_kept_reasons(plan, kept, order), current, places, kept)
 
 

@@ -38,7 +38,7 @@ def chart_elsewhere(order: Order) -> Course:
     model, model_facts = _find_model(order.model, backend)
     facts = facts.model_copy(update={"model": model_facts})
     plan = make_plan(facts, backend, profile, order.pins)
-    return Course(order, backend, model, facts, plan, None, places_for(backend, model, order))
+    return Course(order, backend, model, facts, plan, None, places_for(backend, model, order, facts))
 
 
 def _backend(name: str) -> Backend:

@@ -10,11 +10,19 @@ from typing import Protocol
 from velollm.backends.base import Backend, ModelRef
 from velollm.bench.result import BenchResult
 from velollm.config import Paths, user_paths
-from velollm.facts import Facts
+from velollm.facts import Facts, ServerFacts
 from velollm.knobs import Knobs, KnobValue
 from velollm.plan import Plan
 from velollm.probe.machine import probe_machine
+from velollm.probe.ollama import probe_ollama
 from velollm.targets.places import Places
+from velollm.targets.system import System
+
+
+def probe_own_server() -> ServerFacts | None:
+    """What is known of the user's server at this moment."""
+    found = probe_ollama()
+    return None if found is None else found.facts
 
 
 class Cockpit(Protocol):
@@ -32,7 +40,7 @@ class Cockpit(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """What the user asked for. ``paths`` and ``probe`` are parameters so that a test can be another machine.
+    """What the user asked for. ``paths``, ``system`` and the probes are parameters, so a test can be another machine.
 
     ``url``: the server to work with, rather than the one that is found. ``override``: settings that the user made
     may be changed. ``beside``: an Ollama model's own name is left alone. ``hardware``: a capture or description of the
@@ -51,6 +59,8 @@ class Order:
     hardware: Path | None = None
     paths: Paths = field(default_factory=user_paths)
     probe: Callable[[], Facts] = probe_machine
+    probe_server: Callable[[], ServerFacts | None] = probe_own_server
+    system: System = field(default_factory=System)
 
 
 @dataclass(frozen=True)
@@ -72,12 +82,24 @@ class Course:
 
 @dataclass(frozen=True)
 class Pending:
-    """A setting that is written but takes effect only after a restart, and the command that brings it."""
+    """A setting that is not in effect yet, the command that brings it, and why VeloLLM did not run that itself."""
 
     target: str
     key: str
     after: str | None
     activate: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A restart of the user's server that was done, and what it took.
+
+    ``cut``: answers that it ended before their time; None where none could be seen.
+    """
+
+    steps: tuple[str, ...]
+    cut: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,3 +117,4 @@ class Outcome:
     advised: bool = False
     pending: tuple[Pending, ...] = ()
     flight: str | None = None
+    restart: Restart | None = None

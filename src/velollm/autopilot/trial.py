@@ -13,7 +13,7 @@ from pathlib import Path
 from velollm.autopilot.made import note_of
 from velollm.autopilot.order import Cockpit, Course
 from velollm.backends.base import RunningServer
-from velollm.backends.ollama import OllamaBackend
+from velollm.backends.ollama import OllamaBackend, uses_gpus
 from velollm.bench.history import append_result
 from velollm.bench.result import BenchResult
 from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
@@ -225,7 +225,7 @@ def _checked(course: Course, trial: Trial, cockpit: Cockpit) -> Trial:
     if not settings:
         return trial
     cockpit(0.95, "checking that the other models still load")
-    failed = backend.failing_models(course.model, settings, _fresh_log(course, "others"))
+    failed = backend.failing_models(course.model, settings, _fresh_log(course, "others"), gpus=uses_gpus(course.facts))
     if not failed:
         return trial
     return Trial(trial.plan, trial.result, False, f"with this environment another model would not load: {failed}")

@@ -29,10 +29,11 @@ class Setting:
     """One knob in a backend's own words: ``key`` = ``value`` at a place of kind ``target``.
 
     Kinds: ``environment`` (a server's environment variables), ``engine`` (our own engine settings,
-    per model), ``model`` (parameters stored with an Ollama model).
+    per model), ``model`` (parameters stored with an Ollama model), ``config`` (options in llama.cpp's own
+    ``config.ini``, for every model).
     """
 
-    target: Literal["environment", "engine", "model"]
+    target: Literal["environment", "engine", "model", "config"]
     key: str
     value: str
     knob: str

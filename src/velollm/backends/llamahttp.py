@@ -50,6 +50,13 @@ class LlamaHttp(RunningServer):
         data = self._get_json("/props")
         return data if isinstance(data, dict) else {}
 
+    def busy_slots(self) -> int:
+        """Slots that are at work on an answer now. Raises `VeloError` where the engine does not tell."""
+        slots = self._get_json("/slots")
+        if not isinstance(slots, list):
+            raise VeloError(f"the engine at {self.url} does not tell its slots", "it may be too old")
+        return sum(1 for slot in slots if isinstance(slot, dict) and slot.get("is_processing") is True)
+
     def count_tokens(self, text: str) -> int:
         try:
             reply = self._client.post("/tokenize", json={"content": text})

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Setting
+from velollm.backends.llamahttp import LlamaHttp
 from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.backends.ollama_find import (
     ServerProcess,
@@ -142,8 +143,24 @@ class OllamaBackend(Backend):
         """What the user's server has in memory now."""
         return [] if self.version is None else [parse_loaded(model) for model in self.api.loaded()]
 
-    def failing_models(self, model: ModelRef, settings: Sequence[Setting], log: Path) -> str | None:
-        """The first other installed model that does not load with this environment, and why; largest ones first."""
+    def busy(self) -> int | None:
+        """Answers that the server is at work on now; None where its engines cannot be asked."""
+        process = choose_process(find_processes(), self.url)
+        if process is None or "children" in process.unreadable:
+            return None
+        urls = [found for _, argv in process.children if (found := child_url(argv))]
+        try:
+            return sum(_busy_slots(url) for url in urls)
+        except VeloError:
+            return None
+
+    def failing_models(
+        self, model: ModelRef, settings: Sequence[Setting], log: Path, *, gpus: bool = False
+    ) -> str | None:
+        """The first other installed model that does not load with this environment, and why; largest ones first.
+
+        ``gpus``: without a GPU it counts as not loaded.
+        """
         directory = self.models_dir(model)
         if self.binary is None or directory is None or self.version is None:
             return None
@@ -151,7 +168,7 @@ class OllamaBackend(Backend):
         names = [str(tag["name"]) for tag in others if tag.get("name") not in (model.name, f"{model.name}:latest")]
         for name in names[:_SAMPLE]:
             try:
-                with private_ollama(self.binary, name, directory, {}, settings, log=log):
+                with private_ollama(self.binary, name, directory, {}, settings, log=log, expected_gpus=gpus):
                     continue
             except VeloError as error:
                 return f"{name} ({error.message})"
@@ -185,8 +202,27 @@ class OllamaBackend(Backend):
         assert self.binary is not None
         assert directory is not None
         settings = self.render(knobs, facts)
-        with private_ollama(self.binary, model.name, directory, knobs, settings, log=log, port=port) as server:
+        with private_ollama(
+            *(self.binary, model.name, directory, knobs, settings),
+            log=log,
+            port=port,
+            expected_gpus=uses_gpus(facts),
+        ) as server:
             yield server
+
+
+def uses_gpus(facts: Facts) -> bool:
+    """Is the user's own server known to compute on a GPU? That one is attached here is not enough."""
+    activity = facts.server.activity if facts.server else None
+    return any(library != "cpu" for library in (activity.compute if activity else None) or ())
+
+
+def _busy_slots(url: str) -> int:
+    engine = LlamaHttp(url)
+    try:
+        return engine.busy_slots()
+    finally:
+        engine.close()
 
 
 backend = OllamaBackend()

@@ -26,6 +26,19 @@ PARAMETER_OF_KNOB = {
 }
 # What no parameter reaches; the child llama-server has these names since the pin of 0.30.0.
 _ENGINE_KNOBS = ("cpu_moe_layers", "kv_unified", "kv_offload")
+TUNING = frozenset(
+    f"OLLAMA_{name}"
+    for name in (
+        *("NUM_PARALLEL", "CONTEXT_LENGTH", "KEEP_ALIVE"),
+        *("MAX_LOADED_MODELS", "FLASH_ATTENTION", "KV_CACHE_TYPE"),
+    )
+)
+ENVIRONMENT_NAMES = (
+    TUNING
+    | {f"LLAMA_ARG_{name}" for name in ("SPEC_TYPE", "CACHE_TYPE_K", "CACHE_TYPE_V", "BATCH", "UBATCH", "THREADS")}
+    | {ARG_OF_KNOB[knob] for knob in _ENGINE_KNOBS}
+)
+"""Variables that knobs are rendered to or read from; where an environment cannot be listed, these are asked for."""
 
 
 def parse_version(text: str) -> tuple[int, int, int] | None:

@@ -130,7 +130,23 @@ def _print_trial(outcome: Outcome) -> None:
     if outcome.advised:
         out.print("\nWhat it changes:\n")
         out.print(render_diff(outcome.plan, outcome.course.places.label))
+        _print_steps(outcome)
     out.print()
+
+
+def _print_steps(outcome: Outcome) -> None:
+    """What a yes would run, and what it leaves to a person."""
+    from velollm.autopilot import pending_of, planned_steps
+
+    out = console()
+    if steps := planned_steps(outcome.course, outcome.plan):
+        out.print("\nApplying it runs:\n")
+        for line in steps:
+            out.print(f"  {line}", soft_wrap=True, markup=False)
+    if pending := pending_of(outcome.course, outcome.plan):
+        out.print(f"\nLeft to you, because {pending[0].why}:\n", soft_wrap=True)
+        for line in dict.fromkeys(item.activate for item in pending):
+            out.print(f"  {line}", soft_wrap=True, markup=False)
 
 
 def _print_plan(outcome: Outcome) -> None:
@@ -146,14 +162,20 @@ def _print_plan(outcome: Outcome) -> None:
 
 
 def _print_ending(outcome: Outcome) -> None:
+    from velollm.autopilot import restart_notes
+
     out = console()
     reason = outcome.applied_reason
     out.print(f"{reason[:1].upper()}{reason[1:]}.", soft_wrap=True)
     if outcome.applied and outcome.flight:
         out.print(f"Applied. `velollm undo {outcome.flight}` takes it back, byte for byte.", soft_wrap=True)
-        for item in outcome.pending:
-            out.print(f"{item.key}={item.after} takes effect once you start it with: {item.activate}", soft_wrap=True)
+        if outcome.restart is not None:
+            for note in restart_notes(outcome.restart):
+                out.print(f"{note[:1].upper()}{note[1:]}.", soft_wrap=True)
+        _print_pending(outcome)
         out.print(outcome.course.places.next_step(), soft_wrap=True)
+    elif outcome.pending:
+        _print_pending(outcome)
     elif outcome.advised and outcome.trial is not None:
         out.print("To apply it without a question: the same command with --yes.", soft_wrap=True)
     else:
@@ -165,6 +187,15 @@ def _print_ending(outcome: Outcome) -> None:
             continue
         words = [*model, *(f"--set {name}={value}" for name, value in candidate.items())]
         out.print(f"Also worth measuring: velollm bench {' '.join(words)}", soft_wrap=True)
+
+
+def _print_pending(outcome: Outcome) -> None:
+    out = console()
+    for item in outcome.pending:
+        setting = item.key if item.after is None else f"{item.key}={item.after}"
+        out.print(f"{setting} is not in effect yet: {item.why}.", soft_wrap=True)
+    for commands in dict.fromkeys(item.activate for item in outcome.pending):
+        out.print(f"To bring it to effect: {commands}", soft_wrap=True, markup=False)
 
 
 def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
@@ -184,6 +215,7 @@ def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
         "applied": outcome.applied,
         "applied_reason": outcome.applied_reason,
         "pending": [asdict(item) for item in outcome.pending],
+        "restart": asdict(outcome.restart) if outcome.restart else None,
         "confirmed": result_fields(outcome.confirmed) if outcome.confirmed else None,
         "flight": outcome.flight,
     }

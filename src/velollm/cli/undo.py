@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from velollm.cli.shared import JsonOption, console, print_json
+from velollm.cli.shared import JsonOption, console, meter, print_json
 
 
 def command(
@@ -24,7 +24,8 @@ def command(
     """
     from velollm.autopilot import undo
 
-    result = undo(flight)
+    with meter(assume=True) as cockpit:
+        result = undo(flight, cockpit=cockpit)
     if json_:
         from velollm.report.documents import undo_fields
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from velollm.errors import VeloError
 from velollm.probe.source import Source
 from velollm.targets.envfile import parse_env
+from velollm.targets.unitfile import parse_show_environment
 
 _UNIT = re.compile(r"/([\w@.:\\-]{1,200}\.service)(?=/|$)")
 _BOX = re.compile(r"docker|containerd|kubepods|libpod|/lxc|/machine\.slice|nspawn")
@@ -65,16 +65,6 @@ def parse_properties(text: str) -> dict[str, list[str]]:
     return found
 
 
-def parse_unit_environment(value: str) -> dict[str, str]:
-    """Variables of the ``Environment=`` value as `systemctl show` prints it: words, quoted where they need it."""
-    try:
-        words = shlex.split(value)
-    except ValueError:
-        words = value.split()
-    pairs = (word.partition("=") for word in words)
-    return {name: text for name, equals, text in pairs if equals and re.fullmatch(r"[A-Za-z_]\w*", name)}
-
-
 def parse_environment_file(value: str) -> str:
     """Path of an ``EnvironmentFiles=`` value such as ``/etc/default/ollama (ignore_errors=yes)``."""
     return re.sub(r" \(ignore_errors=(?:yes|no)\)$", "", value).strip()
@@ -89,7 +79,7 @@ def read_service(source: Source, unit: str, *, user_unit: bool = False) -> Servi
         return None
     files = [path for value in known.get("EnvironmentFiles", ()) if (path := parse_environment_file(value))]
     texts = {path: source.read(path) for path in files}
-    configured = {f"systemctl show {unit}": parse_unit_environment(known.get("Environment", [""])[0])}
+    configured = {f"systemctl show {unit}": parse_show_environment(known.get("Environment", [""])[0])}
     configured.update({path: _parse_file(text) for path, text in texts.items() if text is not None})
     pid = known.get("MainPID", ["0"])[0]
     return Service(

@@ -53,6 +53,7 @@ def undo_fields(result: UndoResult) -> dict[str, Any]:
         "restored": list(result.restored),
         "conflicts": [asdict(conflict) for conflict in result.conflicts],
         "already": result.already,
+        "notes": list(result.notes),
     }
 
 

@@ -175,6 +175,7 @@ def render_undo(result: UndoResult) -> RenderableType:
         lines = [Text(f"Flight {result.flight.id} ({result.flight.meta.model}) is undone as far as it was ours.")]
     lines += [Text(f"  restored   {label}") for label in result.restored]
     lines += [Text(f"  left alone {conflict.label}: {conflict.reason}") for conflict in result.conflicts]
+    lines += [Text(f"  {note}") for note in result.notes]
     return Group(*lines)
 
 

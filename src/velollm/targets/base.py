@@ -125,6 +125,10 @@ class Target(ABC):
         """Equal for two targets exactly when they are the same place."""
         return canonical_json(self.address()).decode("ascii")
 
+    def commands(self, state: State) -> tuple[str, ...]:
+        """What writing a state runs with another user's rights, to be shown before; most places need none."""
+        return ()
+
     def stage(self, state: State) -> None:  # noqa: B027 - most places have nothing to prepare
         """Do all of `write` that can fail for want of space or rights, without touching what is there."""
 

@@ -36,6 +36,16 @@ class FileTarget(Target):
         self._made: tuple[str, ...] = ()
 
     @property
+    def path(self) -> Path:
+        """Where a person sees it."""
+        return self._path
+
+    @property
+    def real(self) -> Path:
+        """The file itself, behind any link that stood there when the target was made."""
+        return self._real
+
+    @property
     def label(self) -> str:
         return str(self._path)
 
@@ -91,7 +101,7 @@ class FileTarget(Target):
         if self._staged != state:
             self.stage(state)
         try:
-            _temporary(place).replace(place)
+            temporary_of(place).replace(place)
         except OSError as error:
             self._discard(place, self._made)
             raise disk_error("write", self.label, error) from error
@@ -120,14 +130,14 @@ class FileTarget(Target):
     def _discard(self, place: Path, made: tuple[str, ...]) -> None:
         self._staged, self._made = None, ()
         with contextlib.suppress(OSError):
-            _temporary(place).unlink()
+            temporary_of(place).unlink()
         remove_empty_dirs(made)
 
 
 target = FileTarget
 
 
-def _temporary(place: Path) -> Path:
+def temporary_of(place: Path) -> Path:
     """The temporary file of a place: always the same one, so that what a killed run left is found and removed."""
     name = hashlib.sha256(os.fsencode(place.name)).hexdigest()[:16]
     return place.with_name(f".velollm-{name}.tmp")
@@ -162,7 +172,7 @@ def _write_temporary(place: Path, state: State, content: bytes) -> None:
     """A durable temporary file with these bytes and the state's mode and owner. Raises `OSError`."""
     with contextlib.suppress(FileNotFoundError):
         state = _with_owner(state, place.stat())
-    temporary = _temporary(place)
+    temporary = temporary_of(place)
     temporary.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     fd = os.open(temporary, flags, 0o644 if state.mode is None else 0o600)

@@ -10,6 +10,7 @@ from velollm.backends.llamaargs import ARG_OF_KNOB, CONTEXT_ARG, parse_llama_arg
 from velollm.config import Paths
 from velollm.errors import VeloError
 from velollm.knobs import KNOBS, Knobs, KnobValue, parse_knob_value
+from velollm.targets.activation import Activation
 from velollm.targets.base import State, Target
 from velollm.targets.enginefile import parse_engine_settings, render_engine_settings
 from velollm.targets.envfile import parse_env, render_env
@@ -21,6 +22,15 @@ Key = tuple[str, str]
 Write = tuple[Target, State, State]
 """A target, its state now, and its state to be."""
 _OURS = frozenset((*ARG_OF_KNOB.values(), CONTEXT_ARG))
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """Changes of one kind that only a person can make: why, and what to type."""
+
+    kind: str
+    why: str
+    commands: tuple[str, ...]
 
 
 class Places(ABC):
@@ -37,6 +47,15 @@ class Places(ABC):
     def own_knobs(self) -> dict[str, KnobValue]:
         """Knobs that the user, not a flight, has set."""
         return {}
+
+    @property
+    def activation(self) -> Activation | None:
+        """How a change of an environment takes effect; None where nothing that runs has to be restarted."""
+        return None
+
+    def by_hand(self, settings: Iterable[tuple[str, str, str | None]]) -> tuple[ByHand, ...]:
+        """The changes that `writes` leaves out, because only a person can make them."""
+        return ()
 
     @abstractmethod
     def label(self, kind: str) -> str:

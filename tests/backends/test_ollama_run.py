@@ -268,7 +268,14 @@ def test_a_hangup_ends_the_command_and_its_server(tmp_path: Path, ignored: bool)
     command = [sys.executable, "-m", "velollm", "run", "--", sys.executable, "-c", SERVER]
     if ignored:
         command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command]
-    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as parent:
+    # Whoever started the tests may have had hangups ignored.
+    with subprocess.Popen(
+        command,
+        env=environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    ) as parent:
         assert parent.stderr is not None
         words = parent.stderr.readline().split()
         assert "Listening" in parent.stderr.readline()

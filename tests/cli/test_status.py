@@ -90,7 +90,8 @@ def test_watch_tells_one_document_a_line(serving: FakeOllama) -> None:
     assert found["models"][0]["slots"] is None
 
 
-def test_watch_goes_on_while_nobody_answers() -> None:
+def test_watch_goes_on_while_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", NOBODY["OLLAMA_HOST"])
     with running_cli("status", "--watch", "--interval", "200ms") as cli:
         for _ in range(2):
             assert cli.wait_for("nothing answers", stdout=True)

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.autopilot.test_mending import QUIET
 from tests.program import PATIENCE_S, running_cli
 from tests.real_ollama import MODEL, RealOllama, real_ollama
 from velollm.apply import Write, apply_writes, undo_flight
@@ -24,6 +25,7 @@ from velollm.backends.ollama import OllamaBackend
 from velollm.config import user_paths
 from velollm.doctor.base import EnvironmentMend, Evidence, Finding
 from velollm.errors import VeloError
+from velollm.facts import Facts
 from velollm.journal import FlightMeta, Journal
 from velollm.probe.machine import probe_machine
 from velollm.status.read import read_standing
@@ -151,6 +153,10 @@ def finding(variables: dict[str, str | None]) -> Finding:
     return Finding("a", "warning", "b", (Evidence("c", "d"),), "e", "f", EnvironmentMend(variables))
 
 
+def look() -> Facts:
+    return probe_machine(sample_s=0)
+
+
 def verdicts() -> dict[str, str]:
     standing = read_standing(user_paths(), probe_machine(sample_s=0))
     return {setting.key: setting.verdict for setting in standing.settings}
@@ -174,12 +180,12 @@ def test_a_server_of_velollm_run_is_mended_and_given_back(
         backend = OllamaBackend()
         with pytest.raises(VeloError, match="exit status 1"):
             backend.api.load(MODEL, {})
-        done = mend([finding({"LLAMA_ARG_THREADS": None})], paths, backend)
+        done = mend(look(), [finding({"LLAMA_ARG_THREADS": None})], QUIET, paths, backend)
         assert paths.ollama_env.read_text() == "LLAMA_ARG_THREADS=\n"
         backend.api.load(MODEL, {})
         assert verdicts() == {"LLAMA_ARG_THREADS": "runs"}
         with pytest.raises(VeloError, match=r"put back, because then .*exit status 1"):
-            mend([finding({"OLLAMA_KV_CACHE_TYPE": "q9"})], paths, backend)
+            mend(look(), [finding({"OLLAMA_KV_CACHE_TYPE": "q9"})], QUIET, paths, backend)
         assert [model.name for model in backend.holding()] == [NAME]
         assert verdicts() == {"LLAMA_ARG_THREADS": "runs"}
         backend.api.close()

@@ -20,10 +20,27 @@ from velollm.targets.envfile import parse_env
 NAME = f"{MODEL}:latest"
 
 
+class Quiet:
+    """A cockpit that says yes."""
+
+    def __call__(self, done: float, text: str, left_s: float | None = None, /) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def ask(self, question: str) -> bool:
+        return True
+
+
+QUIET = Quiet()
+
+
 class Run:
     """A `velollm run` that was started with ``environ``; ``failing`` are the restarts that fail, by number."""
 
     def __init__(self) -> None:
+        self.there = True
         self.environ: dict[str, str] | None = {}
         self.restarts: list[dict[str, str]] = []
         self.failing: set[int] = set()
@@ -38,10 +55,10 @@ class Run:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     found = Run()
-    for room in ("mending", "landing"):
-        monkeypatch.setattr(f"velollm.autopilot.{room}.reach_runner", lambda _: found)
-    monkeypatch.setattr("velollm.targets.activation.reach_runner", lambda _: found)
-    monkeypatch.setattr("velollm.autopilot.mending.read_runner_environ", lambda _: found.environ)
+    monkeypatch.setattr("velollm.targets.activation.find_runner", lambda *_: found if found.there else None)
+    for room in ("velollm.targets.activation", "velollm.autopilot.landing"):
+        monkeypatch.setattr(f"{room}.reach_runner", lambda _: found)
+    monkeypatch.setattr("velollm.targets.run_environment.read_runner_environ", lambda _: found.environ)
     return found
 
 
@@ -81,14 +98,17 @@ def server(**values: object) -> Facts:
         (Facts(), EnvironmentMend({"A": "1"}), False),
     ],
 )
-def test_what_may_be_mended_where(facts: Facts, wanted: Mend | None, may: bool) -> None:
+def test_what_may_be_mended_where(run: Run, facts: Facts, wanted: Mend | None, may: bool) -> None:
+    run.there = facts.server is not None and facts.server.managed == "velollm run"
     assert (unmendable(facts, wanted) is None) == may
     assert bool(choose_mendable(facts, [finding(wanted)])) == may
 
 
 def test_a_variable_is_set_in_one_flight_and_taken_back(paths: Paths, run: Run, backend: OllamaBackend) -> None:
     paths.ollama_env.write_text("# mine\nOLLAMA_MAX_QUEUE=9\n")
-    done = mend([finding(EnvironmentMend({"OLLAMA_KEEP_ALIVE": "30m"}), "models leave soon")], paths, backend)
+    done = mend(
+        server(), [finding(EnvironmentMend({"OLLAMA_KEEP_ALIVE": "30m"}), "models leave soon")], QUIET, paths, backend
+    )
     assert paths.ollama_env.read_text() == "# mine\nOLLAMA_MAX_QUEUE=9\nOLLAMA_KEEP_ALIVE=30m\n"
     assert (done.places, done.restarted) == ((str(paths.ollama_env),), True)
     assert done.flight is not None
@@ -109,7 +129,7 @@ def test_a_variable_is_set_in_one_flight_and_taken_back(paths: Paths, run: Run, 
         ("BAD=1\nGOOD=2\n", {}, "GOOD=2\n"),
         ("BAD=1\nGOOD=2\n", {"BAD": "0"}, "BAD=\nGOOD=2\n"),
         ("GOOD=2\n", {"BAD": "0"}, "GOOD=2\nBAD=\n"),
-        ("GOOD=2\n", None, "GOOD=2\nBAD=\n"),
+        ("BAD=1\nGOOD=2\n", None, "GOOD=2\n"),
     ],
 )
 def test_a_variable_is_taken_away_wherever_it_comes_from(
@@ -117,20 +137,20 @@ def test_a_variable_is_taken_away_wherever_it_comes_from(
 ) -> None:
     paths.ollama_env.write_text(file)
     run.environ = inherited
-    mend([finding(EnvironmentMend({"BAD": None}))], paths, backend)
+    mend(server(), [finding(EnvironmentMend({"BAD": None}))], QUIET, paths, backend)
     assert paths.ollama_env.read_text() == after
     assert len(run.restarts) == 1
 
 
 def test_the_graver_finding_wins(paths: Paths, run: Run, backend: OllamaBackend) -> None:
     first = finding(EnvironmentMend({"A": "1", "B": "1"}))
-    mend([first, finding(EnvironmentMend({"A": "2", "C": "2"}))], paths, backend)
+    mend(server(), [first, finding(EnvironmentMend({"A": "2", "C": "2"}))], QUIET, paths, backend)
     assert parse_env(paths.ollama_env.read_text()) == {"A": "1", "B": "1", "C": "2"}
     assert len(flights()) == 1
 
 
 def test_a_restart_writes_nothing(paths: Paths, run: Run, backend: OllamaBackend) -> None:
-    done = mend([finding(RestartMend())], paths, backend)
+    done = mend(server(), [finding(RestartMend())], QUIET, paths, backend)
     assert (done.flight, done.places, done.restarted) == (None, (), True)
     assert len(run.restarts) == 1
     assert flights() == []
@@ -140,7 +160,7 @@ def test_a_parameter_is_changed_and_given_back(
     paths: Paths, run: Run, backend: OllamaBackend, fake: FakeOllama
 ) -> None:
     before = fake.digests()
-    done = mend([finding(ParameterMend(NAME, {"num_ctx": 8192, "use_mmap": True}))], paths, backend)
+    done = mend(server(), [finding(ParameterMend(NAME, {"num_ctx": 8192, "use_mmap": True}))], QUIET, paths, backend)
     found = fake.find(NAME)
     assert found == StoredModel("weights", (("num_ctx", "8192"), ("use_mmap", "true")))
     assert run.restarts == []
@@ -151,7 +171,7 @@ def test_a_parameter_is_changed_and_given_back(
 
 def test_models_in_memory_are_loaded_again(paths: Paths, run: Run, backend: OllamaBackend, fake: FakeOllama) -> None:
     fake.loaded[NAME] = datetime.now(UTC) + timedelta(seconds=900)
-    mend([finding(EnvironmentMend({"A": "1"}))], paths, backend)
+    mend(server(), [finding(EnvironmentMend({"A": "1"}))], QUIET, paths, backend)
     (body,) = fake.bodies("/api/generate")
     assert body["model"] == NAME
     assert 890 <= body["keep_alive"] <= 900
@@ -161,7 +181,7 @@ def test_a_server_that_does_not_come_up_is_put_back(paths: Paths, run: Run, back
     paths.ollama_env.write_text("A=1\n")
     run.failing = {1}
     with pytest.raises(VeloError, match="put back, because then the server ended at once"):
-        mend([finding(EnvironmentMend({"A": "2"}))], paths, backend)
+        mend(server(), [finding(EnvironmentMend({"A": "2"}))], QUIET, paths, backend)
     assert paths.ollama_env.read_text() == "A=1\n"
     assert [environ["A"] for environ in run.restarts] == ["2", "1"]
     assert [flight.status for flight in flights()] == ["undone"]
@@ -173,14 +193,14 @@ def test_a_model_that_no_longer_loads_is_a_reason_to_put_back(
     fake.loaded[NAME] = datetime.now(UTC) + timedelta(seconds=900)
     fake.faults += ["load fails"]
     with pytest.raises(VeloError, match=r"put back, because then .*exit status 1"):
-        mend([finding(EnvironmentMend({"A": "2"}))], paths, backend)
+        mend(server(), [finding(EnvironmentMend({"A": "2"}))], QUIET, paths, backend)
     assert not paths.ollama_env.exists()
     assert len(run.restarts) == 2
     assert len(fake.bodies("/api/generate")) == 2
 
 
 def test_details_are_plain_json(paths: Paths, run: Run, backend: OllamaBackend) -> None:
-    done = mend([finding(EnvironmentMend({"A": "1"}))], paths, backend)
+    done = mend(server(), [finding(EnvironmentMend({"A": "1"}))], QUIET, paths, backend)
     assert done.flight is not None
     told = json.loads(json.dumps(dict(find_flight(done.flight).meta.details)))
     assert (told["schema"], told["kind"]) == (2, "doctor")

@@ -129,9 +129,12 @@ class Doctor:
         check = Check("short", "Short stays", "warning", True, _short)
         monkeypatch.setattr("velollm.doctor.diagnose.choose_checks", lambda names: (check,))
         monkeypatch.setattr("velollm.probe.machine.probe_machine", self.probe)
-        monkeypatch.setattr("velollm.autopilot.mending.reach_runner", lambda _: self)
-        monkeypatch.setattr("velollm.autopilot.landing.reach_runner", lambda _: self)
-        monkeypatch.setattr("velollm.autopilot.mending.read_runner_environ", lambda _: {})
+        self.there = True
+        monkeypatch.setattr("velollm.targets.activation.find_runner", lambda *_: self if self.there else None)
+        for room in ("velollm.targets.activation", "velollm.autopilot.landing"):
+            monkeypatch.setattr(f"{room}.reach_runner", lambda _: self)
+        monkeypatch.setattr("velollm.targets.run_environment.read_runner_environ", lambda _: {})
+        monkeypatch.setattr("velollm.autopilot.restart.wait_until_up", lambda *_: None)
         monkeypatch.setattr("velollm.cli.doctor.is_interactive", lambda: True)
         monkeypatch.setattr("velollm.cli.doctor.ask", self.ask)
         monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
@@ -215,6 +218,7 @@ def test_the_document_tells_what_is_gone(doctor: Doctor, capsys: Capture) -> Non
 
 def test_nothing_to_mend_by_itself(doctor: Doctor, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     by_hand = replace_server(SICK, managed="by hand")
+    doctor.there = False
     monkeypatch.setattr("velollm.probe.machine.probe_machine", lambda: by_hand)
     assert run_app(["doctor", "--fix", "--yes"]) == 3
     out = capsys.readouterr().out

@@ -23,7 +23,7 @@ from velollm.autopilot.landing import (
     undo,
 )
 from velollm.autopilot.made import Wish, make_model
-from velollm.autopilot.mending import Mending, choose_mendable, mend, unmendable
+from velollm.autopilot.mending import Mending, choose_mendable, mend, mending_steps, unmendable
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
 from velollm.autopilot.trial import compare, make_room, measure_as_it_runs, try_plan, why_as_it_runs
 from velollm.backends.base import ModelRef, RunningServer
@@ -55,6 +55,7 @@ __all__ = [
     "fly",
     "make_model",
     "mend",
+    "mending_steps",
     "pending_of",
     "planned_steps",
     "restart_notes",

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from velollm import __version__
 from velollm.apply import Write, apply_writes, undo_flight
 from velollm.autopilot.landing import journal_of
+from velollm.autopilot.order import Cockpit
+from velollm.autopilot.restart import Patience, restart, wait_until_up
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_http import LoadedModel
-from velollm.backends.ollama_run import reach_runner, read_runner_environ
-from velollm.config import Paths
+from velollm.config import Paths, user_paths
 from velollm.doctor.base import EnvironmentMend, Finding, Mend, ParameterMend
 from velollm.errors import VeloError
 from velollm.facts import Facts
 from velollm.journal import FlightMeta
-from velollm.targets.base import State
-from velollm.targets.envfile import parse_env, render_env
-from velollm.targets.file import FileTarget
+from velollm.targets.activation import Activation, activation_from_address
+from velollm.targets.base import JSON
+from velollm.targets.environment import EnvironmentPlace, Ground, choose_place
 from velollm.targets.ollama_places import OllamaPlaces
+from velollm.targets.system import System
 
 Parameters = Mapping[str, str | None]
 
@@ -43,9 +45,14 @@ class _Orders:
     parameters: Mapping[str, Parameters]
     restart: bool
 
+    @property
+    def restarts(self) -> bool:
+        """Has the server to be started again for it?"""
+        return self.restart or bool(self.variables)
 
-def unmendable(facts: Facts, mend: Mend | None) -> str | None:
-    """Why `--fix` may not do this here; None where it may."""
+
+def unmendable(facts: Facts, mend: Mend | None, place: EnvironmentPlace | None = None) -> str | None:
+    """Why `--fix` may not do this here; None where it may. ``place``: what gives the server its environment."""
     if mend is None:
         return "only you can do it"
     server = facts.server
@@ -53,9 +60,15 @@ def unmendable(facts: Facts, mend: Mend | None) -> str | None:
         return "there is no server of this machine to mend"
     if isinstance(mend, ParameterMend):
         return None if server.reachable else "the server does not answer"
-    if server.managed != "velollm run":
-        return "the server is not run by `velollm run`"
-    return None
+    place = place or place_of(facts)
+    refusal = place.refusal() if isinstance(mend, EnvironmentMend) else None
+    return refusal or place.activation.lacking()
+
+
+def place_of(facts: Facts, paths: Paths | None = None) -> EnvironmentPlace:
+    """What gives the server of these facts its environment."""
+    pid = facts.server.pid if facts.server else None
+    return choose_place(Ground(facts, paths or user_paths(), System(), pid))
 
 
 def choose_mendable(facts: Facts, findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -63,7 +76,20 @@ def choose_mendable(facts: Facts, findings: Iterable[Finding]) -> tuple[Finding,
     return tuple(finding for finding in findings if unmendable(facts, finding.mend) is None)
 
 
-def mend(findings: Sequence[Finding], paths: Paths, backend: OllamaBackend | None = None) -> Mending:
+def mending_steps(facts: Facts, findings: Iterable[Finding]) -> tuple[str, ...]:
+    """What mending these runs on this machine beside writing files of the user's own, to be shown before."""
+    orders, place = _combine(finding.mend for finding in findings), place_of(facts)
+    steps = [
+        line
+        for target, _, after in (place.writes(orders.variables) if orders.variables else ())
+        for line in target.commands(after)
+    ]
+    return (*steps, *(place.activation.steps if orders.restarts else ()))
+
+
+def mend(
+    facts: Facts, findings: Sequence[Finding], cockpit: Cockpit, paths: Paths, backend: OllamaBackend | None = None
+) -> Mending:
     """Write what these findings need, in one flight, and restart the server where it has to read it.
 
     Models that were in memory are loaded again. Where one of them does not load any more, or the server does not come
@@ -73,23 +99,32 @@ def mend(findings: Sequence[Finding], paths: Paths, backend: OllamaBackend | Non
         VeloError: a place cannot be read or written, or the server is worse than before (then it is as before).
     """
     backend = backend or OllamaBackend()
-    orders = _combine(finding.mend for finding in findings)
+    orders, place = _combine(finding.mend for finding in findings), place_of(facts, paths)
     held = backend.holding()
-    writes = _writes(orders, paths, backend)
+    environment = [Write(t, a, b) for t, b, a in (place.writes(orders.variables) if orders.variables else ())]
+    writes = [*_model_writes(orders, paths, backend), *environment]
+    details: dict[str, JSON] = {
+        "schema": 2,
+        "kind": "doctor",
+        "findings": [f"{found.check}: {found.title}" for found in findings],
+    }
+    if orders.variables:
+        labels = [write.target.label for write in environment]
+        details["environment"] = dict(orders.variables)
+        details["restart"] = {"activation": place.activation.address(), "places": labels}
     meta = FlightMeta(
         version=__version__,
         backend="ollama",
         model=", ".join(orders.parameters) or "every model",
         summary=", ".join(_summary(orders)) or "restart of the server",
-        details={"schema": 2, "kind": "doctor", "findings": [f"{found.check}: {found.title}" for found in findings]},
+        details=details,
     )
     flight = apply_writes(writes, journal_of(paths), meta) if writes else None
     flight_id = None if flight is None else flight.id
-    restart = orders.restart or bool(orders.variables)
-    if restart:
-        _activate(flight_id, held, paths, backend)
+    if orders.restarts:
+        _activate(flight_id, held, place.activation, paths, backend, cockpit)
     places = () if flight is None else tuple(change.label for change in flight.changes)
-    return Mending(tuple(findings), flight_id, places, restart)
+    return Mending(tuple(findings), flight_id, places, orders.restarts)
 
 
 def _combine(mends: Iterable[Mend | None]) -> _Orders:
@@ -122,50 +157,35 @@ def _summary(orders: _Orders) -> Iterable[str]:
             yield f"without {name}" if value is None else f"{name}={value}"
 
 
-def _writes(orders: _Orders, paths: Paths, backend: OllamaBackend) -> list[Write]:
+def _model_writes(orders: _Orders, paths: Paths, backend: OllamaBackend) -> list[Write]:
     writes: list[Write] = []
     for model, parameters in orders.parameters.items():
         places = OllamaPlaces(backend, model, paths.ollama_env, override=True)
         settings = [("model", name, value) for name, value in parameters.items()]
         writes += [Write(target, after, before) for target, before, after in places.writes(settings)]
-    if orders.variables:
-        target = FileTarget(paths.ollama_env)
-        before = target.read()
-        inherited = read_runner_environ(paths.runner_state)
-        text = render_env(before.text, _file_changes(orders.variables, parse_env(before.text), inherited))
-        writes.append(Write(target, State.of_text(text), before))
     return writes
 
 
-def _file_changes(
-    variables: Mapping[str, str | None], file: Mapping[str, str], inherited: Mapping[str, str] | None
-) -> dict[str, str | None]:
-    """What the environment file has to say; a variable that the server would inherit has to be set to nothing there."""
-    changes: dict[str, str | None] = {}
-    for name, value in variables.items():
-        inherits = inherited is None or name in inherited
-        if value is not None:
-            changes[name] = value
-        elif inherits:
-            changes[name] = ""
-        elif name in file:
-            changes[name] = None
-    return changes
-
-
-def _activate(flight_id: str | None, held: Sequence[LoadedModel], paths: Paths, backend: OllamaBackend) -> None:
-    runner = reach_runner(paths.runner_state)
-    if runner is None:
-        raise VeloError("`velollm run` does not answer any more", "start it again: velollm run -- ollama serve")
+def _activate(
+    flight_id: str | None,
+    held: Sequence[LoadedModel],
+    activation: Activation,
+    paths: Paths,
+    backend: OllamaBackend,
+    cockpit: Cockpit,
+) -> None:
     try:
-        runner.restart()
+        if restart(activation, backend, cockpit) is None:
+            raise VeloError("the server was busy, and nobody said yes to a restart", "try again once it is idle")
         _load_again(held, backend)
     except VeloError as error:
         if flight_id is None:
             raise
         undo_flight(journal_of(paths), flight_id)
-        runner.restart()
+        # The address is of whoever restarts the server, and not of the process that ran before.
+        activation_from_address(activation.address(), System()).run()
         with contextlib.suppress(VeloError):
+            wait_until_up(backend, Patience())
             _load_again(held, backend)
         raise VeloError(f"put back, because then {error.message}", error.hint) from error
 

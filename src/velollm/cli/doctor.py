@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from velollm.cli.shared import JsonOption, ask, console, is_interactive, print_json
+from velollm.cli.shared import JsonOption, ask, console, is_interactive, meter, print_json
 from velollm.errors import EXIT_ADVISED, UsageError, VeloError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _probe(facts: Facts, checks: Sequence[Check], *, yes: bool, silent: bool) ->
 
 def _mend(facts: Facts, findings: Sequence[Finding], *, yes: bool, silent: bool) -> Mending | None:
     """What was mended; None where nothing may be, or nobody said yes."""
-    from velollm.autopilot import choose_mendable, mend
+    from velollm.autopilot import choose_mendable, mend, mending_steps
     from velollm.config import user_paths
 
     chosen = choose_mendable(facts, findings)
@@ -128,12 +128,15 @@ def _mend(facts: Facts, findings: Sequence[Finding], *, yes: bool, silent: bool)
         if not silent:
             console().print("\nNothing of this may be mended by --fix.", soft_wrap=True)
         return None
+    for step in () if silent else mending_steps(facts, chosen):
+        console().print(f"It runs: {step}", soft_wrap=True)
     question = f"Mend {len(chosen)} of them? The server is started again where it must be, which cuts running answers."
     if not yes and (silent or not is_interactive() or not ask(question)):
         if not silent:
             console().print("\nNothing was mended, because nobody said yes (--yes does).", soft_wrap=True)
         return None
-    return mend(chosen, user_paths())
+    with meter(assume=True) as cockpit:
+        return mend(facts, chosen, cockpit, user_paths())
 
 
 def _show(facts: Facts, findings: Sequence[Finding]) -> None:

@@ -132,10 +132,10 @@ def _add_local(found: _Collected, env: Mapping[str, str], url: str, api: ApiRead
     if api is not None:
         port = urlsplit(url).port or 0
         found.add("listens", machine.listening(port), "listening sockets")
-        writer = process.pid if process else None
-        if writer is not None and found.values.get("managed") == "velollm run":
-            writer = machine.parent(writer)  # It passes the server's lines on to its own standard error.
-        log = read_server_log(machine.source, url, writer, service, env, machine.home, machine.proc)
+        pid = process.pid if process else None
+        # `velollm run` passes the server's lines on to its own standard error.
+        writer = machine.parent(pid) if pid is not None and found.values.get("managed") == "velollm run" else None
+        log = read_server_log(machine.source, url, pid, service, env, machine.home, machine.proc, writer=writer)
         if process is not None:
             _add_children(found, process)
         _add_log(found, log)

@@ -42,18 +42,20 @@ def read_server_log(
     environ: Mapping[str, str],
     home: Path,
     proc: Path = Path("/proc"),
+    *,
+    writer: int | None = None,
 ) -> ServerLog:
     """The newest 2 MB of the log of the server at ``url``, whose process is ``pid``.
 
-    In this order: the journal of its service, the file that its standard error goes to, the `velollm run` that it
-    goes to, the log of the desktop app
-    (only where it tells of a server on the same port).
+    In this order: the journal of its service, the file that its standard error goes to (or that of ``writer``, the
+    process that passes its lines on), what its `velollm run` has kept, the log of the desktop app (only where it tells
+    of a server on the same port).
     """
     if service is not None:
         return _of_journal(source, service)
     unread = None
     if pid is not None and proc.is_dir():
-        found = _of_stderr(proc, pid)
+        found = _of_stderr(proc, pid if writer is None else writer)
         if found.text is None:
             found = _of_runner(pid) or found
         if found.text is not None:

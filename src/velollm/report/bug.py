@@ -50,7 +50,7 @@ _OPEN = (
     *(f"gpus.{name}" for name in ("metal", "compute_capability", "mig_devices", "throttle_reasons")),
     *(f"server.{name}" for name in ("engine", "runner", "version", "flash_attention", "kv_type", "generation")),
     *("server.managed", "server.unit_state", "server.activity.compute", "server.storage.filesystem", "logs", "cgroup"),
-    *("kernel", "past"),
+    "past",
 )
 _NUMBER = re.compile(r"[+-]?\d{1,12}(?:\.\d{1,6})?[a-zA-Z%]{0,3}(?:\d{1,2}[ms]|,\d{1,3}){0,16}")
 _SAFE_PATH = re.compile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from velollm.backends.ollama_run import read_runner_environ
 from velollm.targets.activation import Activation, RunnerActivation
 from velollm.targets.base import State
 from velollm.targets.envfile import parse_env, render_env
@@ -39,7 +40,10 @@ class RunPlace(EnvironmentPlace):
 
     def writes(self, changes: Changes) -> list[Write]:
         before = self.file.read()
-        return [(self.file, before, State.of_text(render_env(before.text, changes)))]
+        # What the server would inherit from `velollm run` is taken away only by saying so.
+        inherited = read_runner_environ(self._state_file) or {}
+        said = {name: "" if value is None and name in inherited else value for name, value in changes.items()}
+        return [(self.file, before, State.of_text(render_env(before.text, said)))]
 
     def by_hand(self, changes: Changes) -> tuple[str, ...]:
         words = [f"{name}={shlex.quote(value)}" for name, value in changes.items() if value is not None]

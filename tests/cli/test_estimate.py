@@ -96,7 +96,7 @@ def test_the_table_fits_a_narrow_terminal(tiny: Path) -> None:
         (("MODEL", "--basis", "guess"), "--basis is arithmetic or engine"),
         (("MODEL", "--draft", "no-such-draft"), "there is no model 'no-such-draft'"),
         (("MODEL", "--basis", "engine", "--backend", "none"), "there is no backend 'none'"),
-        (("MODEL", "--basis", "engine", "--draft", "MODEL"), "one model only"),
+        (("MODEL", "--basis", "engine", "--draft", "MODEL"), "one model on this machine only"),
     ],
 )
 def test_what_a_user_can_do_wrong(tiny: Path, arguments: tuple[str, ...], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,9 @@ _KV = "f16|q8_0|q4_0|…"
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, or the name of an Ollama model.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, or the name of an Ollama or catalog model.")
+    ],
     context: Annotated[
         int | None, typer.Option("--context", metavar="N", min=1, help="Tokens that each slot can hold.")
     ] = None,
@@ -47,6 +50,9 @@ def command(
     basis: Annotated[
         str, typer.Option("--basis", metavar="arithmetic|engine", help="Work it out, or load it and see.")
     ] = "arithmetic",
+    hardware: Annotated[
+        Path | None, typer.Option("--hardware", metavar="FILE", help="Another machine: a capture, or a description.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Estimate the memory that a model takes on each device, from its file's header alone.
@@ -74,7 +80,7 @@ def command(
     knobs.update(_parsed(texts))
     if kv_unified:
         knobs["kv_unified"] = "on"
-    answer = estimate(Question(model, knobs, draft, backend, by_engine=basis == "engine"), user_paths().data)
+    answer = estimate(Question(model, knobs, draft, backend, hardware, by_engine=basis == "engine"), user_paths().data)
     if json_:
         print_json(_fields(answer))
         return

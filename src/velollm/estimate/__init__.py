@@ -33,13 +33,14 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri", "/sys/clas
 class Question:
     """What is asked: a model, the knobs that were given, and on what. ``backend`` auto: as the model's kind has it.
 
-    ``by_engine``: as an engine here has it.
+    ``hardware``: a capture or description of another machine. ``by_engine``: as an engine here has it.
     """
 
     model: str
     knobs: Mapping[str, KnobValue] = field(default_factory=dict)
     draft: str | None = None
     backend: str = "auto"
+    hardware: Path | None = None
     by_engine: bool = False
 
 
@@ -63,13 +64,15 @@ def estimate(question: Question, data: Path) -> Answer:
     found = find_facts(question.model)
     draft = None if question.draft is None else find_facts(question.draft)
     backend = found.backend if question.backend == "auto" else question.backend
-    machine = _machine()
+    machine = _machine(question.hardware)
     knobs = default_knobs(backend, machine, found.facts, question.knobs)
     if question.by_engine:
         from velollm.estimate.engine import ask_engine
 
-        if draft is not None:
-            raise VeloError("an engine can be asked for one model only", "leave out --draft or --basis engine")
+        if draft is not None or question.hardware is not None:
+            raise VeloError(
+                "an engine can be asked for one model on this machine only", "leave out --draft, --hardware or --basis"
+            )
         measured = ask_engine(backend, question.model, found, knobs, machine, data)
         return Answer(found.facts, backend, knobs, _with_cache(measured), _unknown(found))
     calculated = calculate(found.facts, knobs, machine, draft=None if draft is None else draft.facts)
@@ -78,8 +81,12 @@ def estimate(question: Question, data: Path) -> Answer:
     return Answer(found.facts, backend, knobs, _with_cache(calculated), _unknown(found))
 
 
-def _machine() -> Facts:
-    """What of this machine decides about memory: processor and GPUs."""
+def _machine(hardware: Path | None) -> Facts:
+    """What of a machine decides about memory: processor and GPUs."""
+    if hardware is not None:
+        from velollm.probe.hardware import read_hardware
+
+        return read_hardware(hardware)
     from velollm.probe.source import LiveSource
 
     source = LiveSource()

@@ -1,4 +1,4 @@
-"""From a model's name to its facts: a GGUF file, or an Ollama model."""
+"""From a model's name to its facts: a GGUF file, an Ollama model, or one of the catalog that is not here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Found:
 
 
 def find_facts(name: str, environ: Mapping[str, str] | None = None, home: Path | None = None) -> Found:
-    """The model of that name. A path that exists is a file; then comes Ollama's store.
+    """The model of that name. A path that exists is a file, then come Ollama's store, and the catalog.
 
     Raises:
         VeloError: there is none, or its file cannot be read.
@@ -32,9 +32,11 @@ def find_facts(name: str, environ: Mapping[str, str] | None = None, home: Path |
         return Found(model_facts(read_gguf(path), name), path, "llamacpp")
     if (found := _find_in_ollama(name, environ or os.environ, home or Path.home())) is not None:
         return found
+    if (facts := _find_in_catalog(name)) is not None:
+        return Found(facts, None, "ollama")
     raise VeloError(
         f"there is no model '{name}'",
-        "give the path of a .gguf file or the name of an installed Ollama model (`ollama list`)",
+        "give the path of a .gguf file, an installed Ollama model (`ollama list`), or a name like llama3.1:8b@q4_K_M",
     )
 
 
@@ -59,3 +61,9 @@ def _find_in_ollama(name: str, environ: Mapping[str, str], home: Path) -> Found 
             facts = facts.model_copy(update={"projector_bytes": size})
         return Found(facts, blob, "ollama")
     return None
+
+
+def _find_in_catalog(name: str) -> ModelFacts | None:
+    from velollm.models.catalog import find_catalog_model
+
+    return find_catalog_model(name)

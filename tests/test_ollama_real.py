@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -207,6 +208,27 @@ def test_a_bad_setting_is_told_in_the_engines_words(
     assert reason in caught.value.message
 
 
+def test_a_priority_reaches_the_engine_or_the_system_says_why_not(
+    backend: OllamaBackend, server: RealOllama, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    assert backend.binary is not None
+    settings = [Setting("config", "prio", "2", "priority")]
+    trial = private_ollama(backend.binary, MODEL, server.models, {"priority": "high"}, settings, log=log)
+    try:
+        with trial as running:
+            assert running.complete("import os\n", max_tokens=4, seed=1, deadline_s=30).error is None
+            policies = {os.sched_getscheduler(pid) for pid in running.pids()} | {
+                os.sched_getscheduler(int(task.name))
+                for pid in running.pids()
+                for task in Path(f"/proc/{pid}/task").iterdir()
+            }
+            assert os.SCHED_FIFO in policies or any(os.getpriority(os.PRIO_PROCESS, p) < 0 for p in running.pids())
+    except VeloError as error:
+        assert "failed to set" in error.message
+    assert "using config file: " in log.read_text(errors="replace")
+
+
 def test_an_environment_that_breaks_another_model_is_noticed(course: Course, tmp_path: Path) -> None:
     backend = course.backend
     assert isinstance(backend, OllamaBackend)
@@ -215,12 +237,18 @@ def test_an_environment_that_breaks_another_model_is_noticed(course: Course, tmp
         bad = [Setting("environment", "LLAMA_ARG_SPEC_TYPE", "draft-mtp", "speculation")]
         failed = backend.failing_models(course.model, bad, tmp_path / "log")
         fine = backend.failing_models(course.model, [], tmp_path / "log")
+        # A model that does not load anyhow is not the environment's fault.
+        backend.api.post("/api/create", {"model": "broken", "from": MODEL, "parameters": {"num_ctx": "many"}})
+        blameless = backend.failing_models(backend.find_model("other"), [], tmp_path / "log")
     finally:
-        backend.api.delete("/api/delete", {"model": "other"})
+        for name in ("other", "broken"):
+            with contextlib.suppress(VeloError):
+                backend.api.delete("/api/delete", {"model": name})
     assert failed is not None
     assert failed.startswith("other:latest (")
     assert "MTP" in failed
     assert fine is None
+    assert blameless is None
 
 
 def test_a_prompt_above_the_context_leaves_a_line_in_the_log(course: Course, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Knob:
 KV_TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "f32")
 QUANTIZED_KV_TYPES = frozenset(KV_TYPES) - {"f16", "bf16", "f32"}
 SPECULATION_KINDS = ("none", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+PRIORITIES = ("normal", "medium", "high", "realtime")  # common/arg.cpp:1562 of llama.cpp b10488: 0 to 3
 LOAD_MODES = ("auto", "none", "mmap", "mlock")
 
 _ALL = (
@@ -151,6 +152,19 @@ _ALL = (
         "that repeats itself (edits, code, agents) several tokens are accepted for one pass over the weights; "
         "on text that does not, checking costs up to 13%. The answer stays the same.",
         choices=SPECULATION_KINDS,
+    ),
+    Knob(
+        "priority",
+        "level",
+        "speed",
+        "server",
+        "how the system schedules the engine's threads",
+        "A level above normal lets the engine's threads go before those of other programs, so that a busy neighbour "
+        "takes less from them; on an idle machine it gains nothing. It needs a right that services seldom have (root "
+        "or CAP_SYS_NICE on Linux); without it the engine warns and runs as before. Other programs then wait for the "
+        "engine, so it is turned by your word alone. Ollama passes it on only through llama.cpp's config.ini, since "
+        "0.32.15.",
+        choices=PRIORITIES,
     ),
     Knob(
         "max_loaded_models",

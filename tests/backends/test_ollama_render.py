@@ -35,6 +35,7 @@ DEFAULTS: dict[str, KnobValue] = {
     "kv_offload": "on",
     "gpu_layers": None,
     "cpu_moe_layers": None,
+    "priority": "normal",
 }
 Rendered = dict[tuple[str, str], tuple[str, str]]
 
@@ -51,6 +52,14 @@ def rendered_for(version: tuple[int, int, int] | None, changes: Mapping[str, Kno
 
 def rendered(**changes: KnobValue) -> Rendered:
     return rendered_for(CURRENT, changes)
+
+
+@pytest.mark.parametrize(("version", "knows"), [((0, 32, 14), False), ((0, 32, 15), True), (None, True)])
+def test_the_priority_goes_through_the_engines_own_file(version: tuple[int, int, int] | None, knows: bool) -> None:
+    assert ("priority" in supported_knobs(version)) is knows
+    assert rendered_for(version, {"priority": "high"}) == ({("config", "prio"): ("2", "priority")} if knows else {})
+    assert parse_settings({}, {}, {"prio": "2"}) == {"priority": "high"}
+    assert parse_settings({}, {}, {"prio": "9"}) == parse_settings({}, {}, {"prio": "x"}) == {}
 
 
 def test_the_defaults_need_no_setting() -> None:

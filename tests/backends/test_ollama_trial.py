@@ -9,9 +9,17 @@ import pytest
 from tests.fake_ollama import read_log
 from velollm.backends.base import Setting
 from velollm.backends.ollama_log import Load, parse_loads
-from velollm.backends.ollama_trial import check_load, parse_parameter, private_ollama, trial_environ, trial_options
+from velollm.backends.ollama_trial import (
+    check_load,
+    parse_parameter,
+    private_ollama,
+    trial_environ,
+    trial_options,
+    write_config,
+)
 from velollm.errors import VeloError
 from velollm.knobs import KnobValue
+from velollm.targets.inifile import parse_config
 
 SETTINGS = (
     Setting("environment", "OLLAMA_NUM_PARALLEL", "4", "slots"),
@@ -50,6 +58,8 @@ def test_a_trial_is_private() -> None:
     assert environ({}) == {
         "HOME": "/home/trial",
         "USERPROFILE": "/home/trial",
+        "APPDATA": "/home/trial/.config",
+        "XDG_CONFIG_HOME": "/home/trial/.config",
         "OLLAMA_HOST": "127.0.0.1:0",
         "OLLAMA_MODELS": "/models",
         "OLLAMA_NOPRUNE": "1",
@@ -68,6 +78,25 @@ def test_a_setting_comes_before_the_knob() -> None:
     settings = [Setting("model", "num_batch", "-1", "batch")]
     assert trial_options({"batch": 1024}, settings) == {"num_batch": -1}
     assert trial_options({}, []) == {}
+
+
+def test_options_without_a_variable_go_to_the_config_of_the_trials_own_home(tmp_path: Path) -> None:
+    write_config(tmp_path, SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+    write_config(tmp_path, (*SETTINGS, Setting("config", "prio", "2", "priority")))
+    found = tmp_path / ".config" / "llama.cpp" / "config.ini"
+    assert parse_config(found.read_text()) == {"prio": "2"}
+
+
+def test_a_priority_that_the_system_refused_is_told() -> None:
+    started = 'x msg="starting llama-server" cmd="/llama-server --port 1"\n'
+    read = f"{started}using config file: /h/.config/llama.cpp/config.ini\n"
+    (fine,) = parse_loads(read)
+    check_load(fine, {"priority": "high"})
+    (refused,) = parse_loads(read + "failed to set process priority 2 : Permission denied (13)\n")
+    with pytest.raises(VeloError, match=r"priority: failed to set process priority 2 : Permission denied"):
+        check_load(refused, {"priority": "high"})
+    check_load(refused, {"priority": "normal"})
 
 
 def test_parameters_as_json() -> None:
@@ -109,6 +138,7 @@ def test_a_load_as_asked(load: Load) -> None:
         ({"speculation": "ngram-mod"}, "speculation is none, not ngram-mod"),
         ({"context_tokens": 1024}, "context_tokens is 2048, not 1024"),
         ({"kv_unified": "on"}, "kv_unified is off, not on"),
+        ({"priority": "high"}, "priority: the engine did not read its config.ini"),
     ],
 )
 def test_a_setting_that_did_not_reach_the_engine(load: Load, knobs: dict[str, KnobValue], message: str) -> None:

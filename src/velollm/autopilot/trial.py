@@ -164,7 +164,8 @@ def try_plan(course: Course, cockpit: Cockpit) -> Trial:
         result = compare(course, course.plan, cockpit, max(total_s - second_s, _SHORTEST_TRIAL_S))
         decision = decide(course.plan, result, baselines, course.order.pins)
         if decision.action != "drop_speed":
-            return _checked(course, Trial(course.plan, result, decision.action == "keep", decision.reason), cockpit)
+            trial = Trial(course.plan, result, decision.action == "keep", decision.reason)
+            return _checked(course, trial, cockpit, began_s + total_s)
         if not bare.changes:
             return Trial(course.plan, result, False, decision.reason)
         cockpit.note(f"{decision.reason}: trying the plan without its knobs for speed.")
@@ -175,7 +176,8 @@ def try_plan(course: Course, cockpit: Cockpit) -> Trial:
             reason = f"{decision.reason}, and no time was left to try the rest of the plan"
             return Trial(course.plan, result, False, reason)
         decision = decide(bare, result, baselines, course.order.pins)
-        return _checked(course, Trial(bare, result, decision.action == "keep", decision.reason), cockpit)
+        trial = Trial(bare, result, decision.action == "keep", decision.reason)
+        return _checked(course, trial, cockpit, began_s + total_s)
 
 
 @contextlib.contextmanager
@@ -216,16 +218,22 @@ def _in_the_way(size_bytes: int, vram_bytes: int, facts: Facts) -> bool:
     return total is not None and size_bytes > total / 2
 
 
-def _checked(course: Course, trial: Trial, cockpit: Cockpit) -> Trial:
-    """An environment is for every model of a server: the others must still load with it."""
+def _checked(course: Course, trial: Trial, cockpit: Cockpit, until_s: float) -> Trial:
+    """What is set for a server is set for every model of it: the others must still load; as many as the time allows."""
     backend = course.backend
     if not trial.keep or not isinstance(backend, OllamaBackend):
         return trial
-    settings = [s for s in backend.render(trial.plan.knobs, course.facts) if s.target == "environment"]
+    settings = [s for s in backend.render(trial.plan.knobs, course.facts) if s.target in ("environment", "config")]
     if not settings:
         return trial
     cockpit(0.95, "checking that the other models still load")
-    failed = backend.failing_models(course.model, settings, _fresh_log(course, "others"), gpus=uses_gpus(course.facts))
+    failed = backend.failing_models(
+        course.model,
+        settings,
+        _fresh_log(course, "others"),
+        gpus=uses_gpus(course.facts),
+        time_is_up=lambda: time.monotonic() > until_s,
+    )
     if not failed:
         return trial
     return Trial(trial.plan, trial.result, False, f"with this environment another model would not load: {failed}")

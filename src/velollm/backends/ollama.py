@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -155,24 +155,42 @@ class OllamaBackend(Backend):
             return None
 
     def failing_models(
-        self, model: ModelRef, settings: Sequence[Setting], log: Path, *, gpus: bool = False
+        self,
+        model: ModelRef,
+        settings: Sequence[Setting],
+        log: Path,
+        *,
+        gpus: bool = False,
+        time_is_up: Callable[[], bool] = lambda: False,
     ) -> str | None:
         """The first other installed model that does not load with this environment, and why; largest ones first.
 
-        ``gpus``: without a GPU it counts as not loaded.
+        ``gpus``: without a GPU it counts as not loaded. A model that does not load without the environment either is
+        not the environment's fault. After the first one none is begun once ``time_is_up``.
         """
         directory = self.models_dir(model)
         if self.binary is None or directory is None or self.version is None:
             return None
         others = sorted(self.api.tags(), key=lambda tag: -int(tag.get("size", 0)))
         names = [str(tag["name"]) for tag in others if tag.get("name") not in (model.name, f"{model.name}:latest")]
-        for name in names[:_SAMPLE]:
-            try:
-                with private_ollama(self.binary, name, directory, {}, settings, log=log, expected_gpus=gpus):
-                    continue
-            except VeloError as error:
-                return f"{name} ({error.message})"
+        for number, name in enumerate(names[:_SAMPLE]):
+            if number and time_is_up():
+                return None
+            reason = self._load_failure(name, directory, settings, log, gpus=gpus)
+            if reason is not None and self._load_failure(name, directory, (), log, gpus=gpus) is None:
+                return f"{name} ({reason})"
         return None
+
+    def _load_failure(
+        self, name: str, directory: Path, settings: Sequence[Setting], log: Path, *, gpus: bool
+    ) -> str | None:
+        """Why a model does not load on a private server with these settings; None where it does."""
+        assert self.binary is not None
+        try:
+            with private_ollama(self.binary, name, directory, {}, settings, log=log, expected_gpus=gpus):
+                return None
+        except VeloError as error:
+            return error.message
 
     @contextlib.contextmanager
     def user_server(self, model: str) -> Iterator[RunningServer]:

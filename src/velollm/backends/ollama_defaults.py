@@ -77,6 +77,7 @@ def ollama_default_knobs(facts: Facts) -> Knobs:
         "keep_alive_s": DEFAULT_KEEP_ALIVE_S,
         "load_mode": "auto" if has_gpu or facts.gpus is None else "none",
         "speculation": "none",
+        "priority": "normal",
         "max_loaded_models": None if facts.gpus is None else _MODELS_PER_GPU * max(1, len(facts.gpus)),
     }
     return values

@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from velollm.backends.base import Setting
 from velollm.backends.llamaargs import ARG_OF_KNOB, parse_llama_args, total_context_tokens
 from velollm.backends.ollama_defaults import default_batch
-from velollm.knobs import Knobs, KnobValue
+from velollm.knobs import PRIORITIES, Knobs, KnobValue
 
 LLAMA_SERVER_ERA = (0, 30, 0)
+CONFIG_ERA = (0, 32, 15)
+"""From here on the engine reads a config.ini, for options that have no variable."""
+PRIORITY_OPTION = "prio"
 # LLAMA_ARG_SPEC_TYPE takes the n-gram kinds by these names since the pin of 0.30.0.
 _FLASH = {"on": "1", "off": "0"}
 PARAMETER_OF_KNOB = {
@@ -54,7 +57,8 @@ def supported_knobs(version: tuple[int, int, int] | None) -> frozenset[str]:
     always |= {"keep_alive_s", "max_loaded_models", "load_mode", "gpu_layers"}
     if version is not None and version < LLAMA_SERVER_ERA:
         return frozenset(always)
-    return frozenset(always | {"ubatch", "speculation", *_ENGINE_KNOBS})
+    always |= {"ubatch", "speculation", *_ENGINE_KNOBS}
+    return frozenset(always if version is not None and version < CONFIG_ERA else always | {"priority"})
 
 
 def render_settings(knobs: Knobs, defaults: Knobs, version: tuple[int, int, int] | None) -> tuple[Setting, ...]:
@@ -63,6 +67,8 @@ def render_settings(knobs: Knobs, defaults: Knobs, version: tuple[int, int, int]
     knobs = {k: v for k, v in knobs.items() if k in supported}
     changed = {k: v for k, v in knobs.items() if v is not None and v != defaults.get(k)}
     settings = [*_environment(changed, knobs), *_parameters(changed, knobs)]
+    if (level := changed.get("priority")) in PRIORITIES:
+        settings.append(Setting("config", PRIORITY_OPTION, str(PRIORITIES.index(str(level))), "priority"))
     if version is not None and version < LLAMA_SERVER_ERA:
         settings = [setting for setting in settings if not setting.key.startswith("LLAMA_ARG_")]
     return tuple(sorted(settings, key=lambda setting: (setting.target, setting.key)))
@@ -120,9 +126,17 @@ def _parameters(changed: Mapping[str, KnobValue], knobs: Knobs) -> list[Setting]
     return found
 
 
-def parse_settings(environ: Mapping[str, str], parameters: Mapping[str, object]) -> dict[str, KnobValue]:
-    """Knobs that a server's environment and a model's parameters set; what is not understood is left out."""
+def parse_settings(
+    environ: Mapping[str, str], parameters: Mapping[str, object], options: Mapping[str, str] | None = None
+) -> dict[str, KnobValue]:
+    """Knobs that a server's environment, a model's parameters and the ``options`` of a config.ini set.
+
+    What is not understood is left out.
+    """
     knobs: dict[str, KnobValue] = {}
+    level = (options or {}).get(PRIORITY_OPTION, "")
+    if level.isdecimal() and int(level) < len(PRIORITIES):
+        knobs["priority"] = PRIORITIES[int(level)]
     numbers = {"slots": "OLLAMA_NUM_PARALLEL", "max_loaded_models": "OLLAMA_MAX_LOADED_MODELS"}
     numbers |= {"context_tokens": "OLLAMA_CONTEXT_LENGTH", "threads": "LLAMA_ARG_THREADS"}
     for knob, name in numbers.items():

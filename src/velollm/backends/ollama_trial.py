@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from velollm.errors import VeloError
 from velollm.knobs import Knobs, KnobValue
 
 _START_S = 60.0
+# common/common.cpp:275 and ggml-cpu.c:2604 of llama.cpp b10488.
+_PRIORITY_REFUSED = re.compile(r"(failed to set (?:process|thread) priority [^\n]*)")
 # Of the user's environment a trial keeps what finds programs, libraries and devices, and nothing that tunes.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP")
 _KEPT_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "HSA_", "GGML_", "NVIDIA_")
@@ -35,6 +38,8 @@ def trial_environ(
         **kept,
         "HOME": str(home),
         "USERPROFILE": str(home),
+        "APPDATA": str(home / ".config"),
+        "XDG_CONFIG_HOME": str(home / ".config"),
         "OLLAMA_HOST": f"127.0.0.1:{port}",
         "OLLAMA_MODELS": str(models_dir),
         "OLLAMA_NOPRUNE": "1",
@@ -42,6 +47,16 @@ def trial_environ(
         "LLAMA_ARG_ENDPOINT_METRICS": "1",
         **ours,
     }
+
+
+def write_config(home: Path, settings: Sequence[Setting]) -> None:
+    """The config.ini of a private server's engine: llama.cpp b10488 common/common.cpp:1072, common/arg.cpp:717-761."""
+    options = [f"{setting.key} = {setting.value}" for setting in settings if setting.target == "config"]
+    if not options:
+        return
+    path = home / ".config" / "llama.cpp" / "config.ini"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(["[*]", *options, ""]), encoding="utf-8")
 
 
 def trial_options(knobs: Knobs, settings: Sequence[Setting]) -> dict[str, object]:
@@ -91,6 +106,7 @@ def private_ollama(
         )
         argv = guarded([binary, "serve"])
         environ = trial_environ(os.environ, home, models_dir, settings, port)
+        write_config(home, settings)
         start = log.stat().st_size if log.exists() else 0
         child = Child(argv, log=log, environ=environ, ready=parse_listening, cwd=home)
         stack.callback(child.stop, gently=True)
@@ -151,6 +167,11 @@ def check_load(load: Load, knobs: Knobs, *, expected_gpus: bool = False) -> None
     asked = knobs.get("speculation")
     if asked not in (None, "none") and load.values.get("slots") is not None and asked not in load.speculation:
         wrong.append(f"speculation is {', '.join(load.speculation) or 'none'}, not {asked}")
+    if knobs.get("priority") not in (None, "normal"):
+        if "using config file: " not in load.text:
+            wrong.append("priority: the engine did not read its config.ini")
+        elif (refused := _PRIORITY_REFUSED.search(load.text)) is not None:
+            wrong.append(f"priority: {refused.group(1)}")
     context, runs_with = knobs.get("context_tokens"), load.values.get("context_tokens")
     if isinstance(context, int) and isinstance(runs_with, int) and runs_with > context + 255:
         wrong.append(f"context_tokens is {runs_with}, not {context}")

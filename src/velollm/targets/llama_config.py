@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from velollm.backends.ollama_render import parse_version
+from velollm.backends.ollama_render import CONFIG_ERA, parse_version
 from velollm.errors import VeloError
 from velollm.facts import ServerFacts
 from velollm.targets.base import ABSENT, State
@@ -23,7 +23,6 @@ from velollm.targets.places import Write
 from velollm.targets.sudofile import SudoFileTarget
 from velollm.targets.system import System
 
-SINCE = (0, 32, 15)
 HEADER = "# Written by VeloLLM: options for the engine of every model. `velollm undo` takes it back.\n"
 
 
@@ -75,7 +74,7 @@ def find_config(ground: Ground) -> LlamaConfig:
     """
     server, system = ground.facts.server, ground.system
     version = parse_version((server.version if server else None) or "")
-    if version is not None and version < SINCE:
+    if version is not None and version < CONFIG_ERA:
         told = ".".join(map(str, version))
         raise VeloError(f"the engine of Ollama {told} reads no config.ini", "Ollama 0.32.15 and later do")
     if server is not None and (server.remote or server.managed == "container"):

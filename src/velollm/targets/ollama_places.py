@@ -127,7 +127,8 @@ class OllamaPlaces(Places):
     def knobs_of(self, settings: Mapping[Key, str], defaults: Knobs) -> Knobs | None:
         environ = {key: value for (kind, key), value in settings.items() if kind == "environment"}
         parameters = {key: value for (kind, key), value in settings.items() if kind == "model"}
-        found = parse_settings(environ, _numbers(parameters))
+        options = {key: value for (kind, key), value in settings.items() if kind == "config"}
+        found = parse_settings(environ, _numbers(parameters), options)
         return {**defaults, **{k: v for k, v in found.items() if k in defaults}} if found else None
 
     def label(self, kind: str) -> str:

@@ -41,6 +41,7 @@ DEFAULTS: Mapping[str, KnobValue] = {
     "keep_alive_s": 300,
     "load_mode": "none",
     "speculation": "none",
+    "priority": "normal",
     "max_loaded_models": 3,
 }
 MODELS = yaml.safe_load((Path(__file__).parent / "rules" / "models.yaml").read_text(encoding="utf-8"))

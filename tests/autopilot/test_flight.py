@@ -102,13 +102,15 @@ def check_runs(runs: Sequence[Mapping[str, Any]], arms: list[str], notes: list[s
 
 
 def check_ratios(ratio: Mapping[str, Any]) -> None:
-    assert set(ratio) == set(METRICS)
+    assert set(METRICS) <= set(ratio)
     for found in ratio.values():
         if found["low"] is not None:
             assert 0 < found["low"] <= found["estimate"] <= found["high"]
+        noise = found["floor"] or 1
+        assert noise >= 1
         verdicts = {
-            "faster": found["low"] is not None and found["low"] > 1,
-            "slower": found["high"] is not None and found["high"] < 1,
+            "faster": found["low"] is not None and found["low"] > noise,
+            "slower": found["high"] is not None and found["high"] < 1 / noise,
         }
         assert found["verdict"] == next((name for name, holds in verdicts.items() if holds), "no difference")
 

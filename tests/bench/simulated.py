@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +54,8 @@ class World:
 class SimulatedServer(RunningServer):
     """Prefill and decode at fixed rates, ``slots`` users at a time; ``pace`` slows both at the n-th request.
 
+    ``crowds``: how many users ask together, in turn.
+
     ``fault`` may raise or return an error text for the n-th request (counted from 0 over the server's life).
     """
 
@@ -70,6 +72,7 @@ class SimulatedServer(RunningServer):
         engine_tells: bool = True,
         cached_tokens: int = 0,
         pids: tuple[int, ...] = (),
+        crowds: tuple[int, ...] = (USERS,),
     ) -> None:
         self.url = f"http://127.0.0.1/{name}"
         self.world, self.name = world, name
@@ -78,6 +81,7 @@ class SimulatedServer(RunningServer):
         self.engine_tells, self.cached_tokens = engine_tells, cached_tokens
         self.requests = 0
         self._pids = pids
+        self.crowds, self._crowds_served = crowds, 0
         self._together: dict[str, tuple[str, int, float, float | None]] = {}
         self._answers: dict[str, Completion] = {}
         self._gathered = threading.Condition()
@@ -100,6 +104,7 @@ class SimulatedServer(RunningServer):
         deadline_s: float,
         decode_limit_s: float | None = None,
         ignore_eos: bool = True,
+        schema: Mapping[str, object] | None = None,
     ) -> Completion:
         if threading.current_thread() is not threading.main_thread():
             return self._complete_with_others(prompt, max_tokens, deadline_s, decode_limit_s)
@@ -115,7 +120,8 @@ class SimulatedServer(RunningServer):
         # The last of the users serves all of them in order, so the outcome does not hang on the threads' timing.
         with self._gathered:
             self._together[prompt] = (prompt, max_tokens, deadline_s, limit_s)
-            if len(self._together) == USERS:
+            if len(self._together) == self.crowds[self._crowds_served % len(self.crowds)]:
+                self._crowds_served += 1
                 free = [0.0] * self.slots
                 for name, (text, tokens, deadline, limit) in sorted(self._together.items()):
                     slot = free.index(min(free))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 import pytest
 
@@ -34,6 +35,7 @@ class Gate(RunningServer):
         deadline_s: float,
         decode_limit_s: float | None = None,
         ignore_eos: bool = True,
+        schema: Mapping[str, object] | None = None,
     ) -> Completion:
         self.all_here.wait()
         self.seeds.add(seed)

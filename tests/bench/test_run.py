@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from tests.bench.simulated import World, count_words
+from tests.bench.simulated import Clock, World, count_words
+from velollm.bench.conditions import Conditions, Energy
+from velollm.bench.design import Design
 from velollm.bench.result import BenchResult, render_result
-from velollm.bench.run import DEFAULT_BUDGET, QUICK_BUDGET, Budget, balanced_order, run_bench
+from velollm.bench.run import DEFAULT_BUDGET, QUICK_BUDGET, BrokenError, Budget, balanced_order, run_bench
 from velollm.bench.workload import load_workload
 from velollm.errors import VeloError
 
@@ -43,7 +46,9 @@ def test_figures_of_a_known_law_come_back() -> None:
     assert result.ratios["prefill"].estimate == pytest.approx(2.0)
     assert result.ratios["decode"].estimate == pytest.approx(1.25)
     assert (result.ratios["worst_ttft_4"].estimate or 0) > 4
-    assert {ratio.verdict for ratio in result.ratios.values()} == {"faster"}
+    measured = {ratio.verdict for ratio in result.ratios.values() if ratio.estimate is not None}
+    assert measured == {"faster"}
+    assert result.ratios["cached_ttft"].estimate is None
     assert result.summary("default")["decode"].estimate == pytest.approx(40.0)
 
 
@@ -61,7 +66,7 @@ def test_total_rate_of_four_users_counts_all_tokens_until_the_last() -> None:
 def test_same_arms_give_no_difference() -> None:
     result = fly(World(), {}, {})
     assert {ratio.verdict for ratio in result.ratios.values()} == {"no difference"}
-    assert all(ratio.estimate == pytest.approx(1.0) for ratio in result.ratios.values())
+    assert all(ratio.estimate in (None, pytest.approx(1.0)) for ratio in result.ratios.values())
 
 
 def test_rounds_are_interleaved_and_share_their_prompt() -> None:
@@ -130,7 +135,7 @@ def test_quick_with_a_busy_neighbour_still_gives_a_verdict() -> None:
 
 def test_an_arm_that_slows_down_on_the_way_is_cut_again() -> None:
     world = World()
-    result = fly(world, {"pace": lambda n: 1.0 if n < 6 else 0.03}, {})
+    result = fly(world, {"pace": lambda n: 1.0 if n < 7 else 0.03}, {})
     assert world.clock.now <= DEFAULT_BUDGET.seconds * 1.1
     assert len(rounds_of(result, "default")) >= 5
     assert any("as time ran short" in note for note in result.notes)
@@ -159,8 +164,8 @@ def test_nothing_measured_within_the_budget_is_an_error() -> None:
 
 
 def test_a_failed_request_is_a_failed_sample_and_leaves_its_round_out() -> None:
-    # Requests 0 and 1 are the warm-up, so request 3 is the second round's.
-    result = fly(World(), {}, {"fault": lambda n: "slot unavailable" if n == 3 else None})
+    # Requests 0 to 2 are the warm-up, so request 4 is the second round's.
+    result = fly(World(), {}, {"fault": lambda n: "slot unavailable" if n == 4 else None})
     failed = [sample for sample in result.runs if sample.error]
     assert [(s.arm, s.round, s.error) for s in failed] == [("tuned", 1, "slot unavailable")]
     assert failed[0].ttft_s is None
@@ -170,7 +175,7 @@ def test_a_failed_request_is_a_failed_sample_and_leaves_its_round_out() -> None:
 
 
 def test_a_failed_user_fails_the_part_with_four_users_only() -> None:
-    arm = {"fault": lambda n: "queue full" if n == 8 else None}
+    arm = {"fault": lambda n: "queue full" if n == 9 else None}
     result = fly(World(), {}, arm, budget=Budget(60.0))
     broken = [sample for sample in result.runs if sample.aggregate_error]
     assert len(broken) == 1
@@ -183,7 +188,7 @@ def test_a_failed_user_fails_the_part_with_four_users_only() -> None:
 def test_an_arm_that_only_fails_ends_the_comparison() -> None:
     world = World()
     with pytest.raises(VeloError) as caught:
-        fly(world, {}, {"fault": lambda n: "out of slots" if n >= 2 else None})
+        fly(world, {}, {"fault": lambda n: "out of slots" if n >= 3 else None})
     assert "'tuned' failed 3 times in a row" in caught.value.message
     assert "out of slots" in caught.value.message
     assert caught.value.hint
@@ -203,7 +208,7 @@ def test_a_server_that_dies_is_named() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
 
         def kill_at_round_two(number: int) -> str | None:
-            if number < 4:
+            if number < 5:
                 return None
             child.kill()
             child.wait()
@@ -301,10 +306,168 @@ def test_progress_goes_forward_and_ends_at_one() -> None:
 
 def test_rendered_result_is_json_of_the_promised_shape() -> None:
     data = json.loads(json.dumps(render_result(fly(World(), {}, {"decode": 80.0})), allow_nan=False))
-    assert set(data["ratio"]) == {"ttft", "prefill", "decode", "aggregate_4", "worst_ttft_4"}
+    assert {"ttft", "prefill", "decode", "itl_p50", "turn", "aggregate_4", "worst_ttft_4"} <= set(data["ratio"])
     assert {"estimate", "low", "high", "verdict"} <= set(data["ratio"]["decode"])
     assert data["ratio"]["decode"]["verdict"] == "faster"
     first = data["runs"][0]
     assert {"arm", "workload", "round", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"} <= set(first)
     assert first["workload"] == "chat"
     assert set(data["summary"]) == {"default", "tuned"}
+
+
+def test_a_control_runs_in_every_round_and_tells_the_noise() -> None:
+    world = World()
+    result = fly(world, {}, {"decode": 60.0}, design=Design(control=True))
+    assert result.arms == ("default", "tuned")
+    assert result.control == "default-control"
+    assert world.started.count("default") == 2
+    assert rounds_of(result, "default-control") == rounds_of(result, "default")
+    assert result.noise["decode"].estimate == pytest.approx(1.0)
+    assert result.ratios["decode"].floor_basis == "control"
+    assert result.ratios["decode"].verdict == "faster"
+    assert fly(World(), {}, {}).control is None
+
+
+def test_rounds_go_on_until_the_intervals_are_narrow() -> None:
+    def uneven(number: int) -> float:
+        return 1.0 + 0.1 * ((number * 7) % 5 - 2) / 2
+
+    def other(number: int) -> float:
+        return uneven(number * 3 + 1)
+
+    wide = fly(World(), {"pace": uneven}, {"pace": other}, budget=Budget(3600.0), design=Design(precision=0.06))
+    assert len(rounds_of(wide, "default")) > CHAT.rounds
+    for metric in ("decode", "ttft"):
+        assert (wide.ratios[metric].interval.reach or 0.0) <= 0.06
+    steady = fly(World(), {}, {}, budget=Budget(3600.0), design=Design(precision=0.05))
+    assert len(rounds_of(steady, "default")) == CHAT.rounds
+    short = fly(World(), {"pace": uneven}, {"pace": other}, budget=Budget(40.0), design=Design(precision=0.001))
+    assert any("as the time was over: intervals reach" in note for note in short.notes)
+
+
+def test_exactly_so_many_rounds() -> None:
+    result = fly(World(), {}, {}, budget=Budget(3600.0), design=Design(rounds=11, precision=None))
+    assert rounds_of(result, "tuned") == list(range(11))
+
+
+def test_every_number_of_users_has_its_own_part() -> None:
+    result = fly(
+        World(),
+        {"slots": 1, "crowds": (2, 4)},
+        {"slots": 4, "crowds": (2, 4)},
+        budget=Budget(900.0),
+        design=Design(levels=(2, 4)),
+    )
+    crowds = next(sample.crowds for sample in result.runs if sample.crowds)
+    assert [crowd.users for crowd in crowds] == [2, 4]
+    assert {"aggregate_2", "worst_ttft_2", "fairness_2", "fairness_4"} <= set(result.metrics)
+    assert (result.ratios["aggregate_4"].estimate or 0) > (result.ratios["aggregate_2"].estimate or 0) > 1.5
+    assert (result.ratios["fairness_4"].estimate or 0) > 1
+    # One slot serves no more with four users than with two.
+    assert result.saturation("default") == 2
+    assert result.saturation("tuned") == 4
+
+
+def test_without_users_at_once_that_part_is_left_out() -> None:
+    result = fly(World(), {}, {}, design=Design(levels=()))
+    assert all(sample.crowds == () for sample in result.runs)
+    assert result.ratios["aggregate_4"].estimate is None
+    assert not any("users" in note for note in result.notes)
+
+
+def test_a_deep_context_is_read_before_each_prompt_and_is_no_part_of_it() -> None:
+    world = World()
+    result = fly(world, {}, {}, budget=Budget(900.0), design=Design(depth_tokens=512, levels=()))
+    deep = [prompt for _, prompt, tokens in world.asked if tokens == result.sizes.decode_tokens]
+    fills = [prompt for _, prompt, tokens in world.asked if tokens == 1 and prompt != "Done?"]
+    assert len(fills) == 2
+    assert count_words(fills[0]) == pytest.approx(512, rel=0.05)
+    assert all(prompt.startswith(fills[0]) for prompt in deep)
+    assert all(len(prompt) > len(fills[0]) for prompt in deep)
+
+
+def test_what_breaks_off_keeps_what_was_measured() -> None:
+    world = World()
+    with pytest.raises(BrokenError) as caught:
+        fly(world, {}, {"fault": lambda n: "out of slots" if n >= 6 else None})
+    partial = caught.value.partial
+    assert partial.incomplete == caught.value.message
+    assert "out of slots" in caught.value.message
+    assert len(rounds_of(partial, "default")) >= 3
+    assert render_result(partial)["incomplete"] == partial.incomplete
+
+
+class Weather:
+    """A machine that swaps, is hot and busy, and counts its energy by the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.looks = 0
+
+    def energy(self) -> Energy | None:
+        return Energy(50.0 * self.clock(), "the clock")
+
+    def gpu_bytes(self, pids: Sequence[int]) -> int | None:
+        return 7 << 20
+
+    def look(self) -> Conditions:
+        self.looks += 1
+        return Conditions(1.2, self.looks * (64 << 20), self.looks, True, True)
+
+
+def test_disturbances_are_told_with_what_to_do() -> None:
+    world = World()
+    weather = Weather(world.clock)
+    result = fly(world, {}, {}, machine=weather)
+    assert weather.looks == len(rounds_of(result, "default")) + 1
+    for words in ("took up to 1.2 cores", "swapped", "slowed down for heat", "a GPU was slowed", "on battery"):
+        assert any(words in note for note in result.notes), words
+    first = result.runs[0]
+    assert first.answer_s is not None
+    assert first.energy_j == pytest.approx(50.0 * first.answer_s)
+    assert result.energy_j_per_token("default") == pytest.approx(50.0 * first.answer_s / first.answer_tokens, rel=0.05)
+    assert result.gpu_memory_bytes("tuned") == 7 << 20
+    quiet = fly(World(), {}, {})
+    assert quiet.conditions == ()
+    assert quiet.energy_j_per_token("default") is None
+
+
+def test_rounds_that_differ_much_are_called_unstable() -> None:
+    result = fly(World(), {"pace": lambda n: 1.0 if n % 2 else 0.6}, {}, budget=Budget(900.0))
+    assert any(note.startswith("unstable: the rounds of 'default' spread by") for note in result.notes)
+    assert not any("'tuned' spread" in note for note in result.notes)
+
+
+def test_the_first_start_is_timed() -> None:
+    result = fly(World(), {}, {})
+    assert [start.arm for start in result.starts] == ["default", "tuned"]
+    assert result.load_s("default") == pytest.approx(2.0)
+    cold_s = result.cold_ttft_s("default")
+    assert cold_s is not None
+    assert cold_s > 2.0
+
+
+def test_a_conversation_sends_all_that_was_said() -> None:
+    world = World()
+    arms = [world.arm("default"), world.arm("tuned")]
+    workload = load_workload("conversation")
+    result = run_bench(arms, workload, Budget(900.0), clock=world.clock, design=Design(levels=()))
+    asked = [prompt for arm, prompt, tokens in world.asked if tokens == result.sizes.decode_tokens and arm == "tuned"]
+    talks = [asked[place : place + workload.turns] for place in range(0, len(asked), workload.turns)]
+    for turns in talks:
+        assert all(later.startswith(earlier) for earlier, later in pairwise(turns))
+        assert len({turn[-40:] for turn in turns}) == workload.turns
+    first = result.runs[0]
+    assert first.answer_tokens == workload.turns * result.sizes.decode_tokens
+    assert first.decode_tokens_per_s == pytest.approx(40.0)
+    assert first.cached_ttft_s is not None
+    assert result.summary("tuned")["turn"].estimate is not None
+
+
+def test_a_prompt_is_asked_again_for_its_cached_ttft() -> None:
+    world = World()
+    result = fly(world, {}, {}, design=Design(whole=True, levels=()))
+    first = result.runs[0]
+    assert first.cached_ttft_s == pytest.approx(first.ttft_s)
+    prompts = [prompt for arm, prompt, _ in world.asked if arm == "default"]
+    assert len(prompts) - len(set(prompts)) >= result.sizes.rounds

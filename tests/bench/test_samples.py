@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velollm.backends.base import Completion
-from velollm.bench.samples import METRICS, Sample, aggregate_figures, decode_rate, single_figures, value_of
+from velollm.bench.samples import (
+    METRICS,
+    Sample,
+    crowd_figures,
+    decode_rate,
+    itl_percentiles,
+    single_figures,
+    value_of,
+)
 
 STEADY = Completion(((0.5, 1), (0.6, 2), (0.7, 3), (0.9, 5)), "length", fresh_prompt_tokens=100, prompt_s=0.4)
 
@@ -68,18 +76,18 @@ def test_a_failure_has_no_figures(completion: Completion) -> None:
 def test_an_answer_that_broke_off_has_no_figures() -> None:
     broken = Completion(((0.5, 1), (0.6, 2)), "error", error="reset")
     assert single_figures(broken, 10).ttft_s is None
-    assert aggregate_figures([STEADY, broken]).error == "1 of 2 users: reset"
+    assert crowd_figures([STEADY, broken]).error == "1 of 2 users: reset"
 
 
 def test_aggregate_is_all_tokens_until_the_last() -> None:
     late = Completion(((2.0, 1), (3.0, 5)), "length")
-    figures = aggregate_figures([STEADY, late])
+    figures = crowd_figures([STEADY, late])
     assert (figures.tokens, figures.wall_s, figures.worst_ttft_s) == (10, 3.0, 2.0)
     assert figures.tokens_per_s == pytest.approx(10 / 3)
 
 
 def test_aggregate_of_nobody_is_an_error() -> None:
-    assert aggregate_figures([]).error
+    assert crowd_figures([]).error
 
 
 @given(st.floats(0.1, 1e4), st.integers(2, 500), st.floats(0.01, 100))
@@ -91,3 +99,28 @@ def test_decode_rate_of_even_tokens_is_their_rate(rate: float, tokens: int, firs
 def test_every_metric_names_a_field_of_a_sample() -> None:
     sample = Sample("default", "chat", 0, 0)
     assert {value_of(sample, metric) for metric in METRICS.values()} == {None}
+
+
+def test_percentiles_of_the_time_between_tokens() -> None:
+    at, events = 1.0, [(1.0, 1)]
+    for place in range(100):
+        at += 0.5 if place == 99 else 0.1 if place >= 94 else 0.02
+        events.append((at, place + 2))
+    found = itl_percentiles(Completion(tuple(events), "length"))
+    assert found == pytest.approx((0.02, 0.1, 0.1))
+    assert itl_percentiles(Completion(((0.1, 1), (0.2, 2)), "length")) == (None, None, None)
+
+
+def test_tokens_that_come_together_share_the_time() -> None:
+    figures = single_figures(Completion(((0.0, 1), (0.4, 5), (0.8, 9)), "length"), 3)
+    assert figures.itl_p50_s == pytest.approx(0.1)
+    assert figures.itl_p99_s == pytest.approx(0.1)
+
+
+def test_fairness_is_one_for_equals_and_less_for_others() -> None:
+    equal = [Completion(((0.1, 1), (1.0, 10)), "length")] * 4
+    assert crowd_figures(equal).fairness == pytest.approx(1.0)
+    # Served one after another: rates of 1, 1/2, 1/3 and 1/4.
+    queued = [Completion(((n - 0.5, 1), (float(n), 10)), "length") for n in range(1, 5)]
+    assert crowd_figures(queued).fairness == pytest.approx((25 / 12) ** 2 / (4 * 205 / 144))
+    assert crowd_figures(queued).users == 4

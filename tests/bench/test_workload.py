@@ -22,7 +22,10 @@ from velollm.bench.workload import (
 from velollm.config import data_dir
 from velollm.errors import EXIT_USAGE, VeloError
 
-NAMES = ("agent", "batch", "chat", "code")
+NAMES = (
+    *("agent", "agent-loop", "batch", "chat", "code", "conversation"),
+    *("neighbour", "retrieval", "structured", "team", "titles"),
+)
 TOKENIZERS: dict[str, Callable[[str], int]] = {
     "words": count_words,
     "letters": len,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,60 @@ def test_any_server_with_the_openai_interface(fake: FakeOllama) -> None:
     again = run_cli("bench", "--url", f"{fake.url}/v1", "--quick")
     assert again.returncode == 0, again.stderr
     assert f"taking {MODEL}:latest" in again.stderr
+
+
+def test_every_workload_and_depth_is_a_comparison(fake: FakeOllama, tmp_path: Path) -> None:
+    table, raw = tmp_path / "table.md", tmp_path / "raw.csv"
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "summary: s\nprompt_tokens: 16\ndecode_tokens: 8\naggregate_prompt_tokens: 16\naggregate_decode_tokens: 8\n"
+        "rounds: 5\nrepeat_ratio: 0.0\nprompts:\n- Why is the sky blue?\n- Who made this bell?\n",
+        encoding="utf-8",
+    )
+    arguments = ("--workload", "chat", "--workload", str(own), "--rounds", "2", "--markdown", table, "--csv", raw)
+    done = run_cli("bench", "--url", f"{fake.url}/v1", "--budget", "20s", "--concurrency", "1,2", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    found = document(done)
+    assert [result["workload"] for result in found["results"]] == ["chat", "own"]
+    assert found["runs"] == found["results"][0]["runs"]
+    assert {run["round"] for run in found["runs"]} == {0, 1}
+    assert found["ratio"] == {}
+    assert found["summary"]["default"]["aggregate_2"]["estimate"] > 0
+    assert table.read_text(encoding="utf-8").count("\n## ") == 1
+    assert raw.read_text(encoding="utf-8").startswith("depth_tokens,arm,")
+    asked = [json.dumps(body) for _, path, body in fake.requests if path == "/v1/chat/completions"]
+    assert any("Who made this bell?" in text for text in asked)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--concurrency", "0"), "--concurrency takes whole numbers"),
+        (("--concurrency", "two"), "not 'two'"),
+        (("--depth", "-1"), "--depth takes"),
+        (("--depth", "4k,9999k"), "not '9999k'"),
+        (("--rounds", "some"), "--rounds takes"),
+        (("--workload", "chess"), "there is no workload 'chess'"),
+        (("--workload", "none.yaml"), "there is no workload 'none.yaml'"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(fake: FakeOllama, arguments: tuple[str, ...], words: str) -> None:
+    done = run_cli("bench", "--url", f"{fake.url}/v1", *arguments)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_costs_the_history_and_not_the_figures(fake: FakeOllama, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "history.jsonl").symlink_to("/dev/full")
+    environ = {"VELOLLM_HOME": str(tmp_path)}
+    done = run_cli("bench", "--url", f"{fake.url}/v1", "--quick", "--json", environ=environ)
+    assert done.returncode == 0, done.stderr
+    assert document(done)["runs"]
+    assert "No space left" in done.stderr
 
 
 def test_there_is_nothing_to_optimize_without_knobs(fake: FakeOllama) -> None:

@@ -23,13 +23,13 @@ from velollm.autopilot.landing import (
     undo,
 )
 from velollm.autopilot.made import Wish, make_model
+from velollm.autopilot.measuring import Series, Wanted, measure
 from velollm.autopilot.mending import Mending, choose_mendable, mend, mending_steps, unmendable
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
-from velollm.autopilot.trial import compare, make_room, measure_as_it_runs, try_plan, why_as_it_runs
+from velollm.autopilot.trial import try_plan
 from velollm.backends.base import ModelRef, RunningServer
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_run import Runner
-from velollm.bench.result import BenchResult
 from velollm.config import Paths, ensure_dir, user_paths
 from velollm.errors import UsageError
 from velollm.knobs import Knobs
@@ -43,9 +43,10 @@ __all__ = [
     "Order",
     "Outcome",
     "Pending",
+    "Series",
     "Service",
+    "Wanted",
     "Wish",
-    "bench",
     "chart",
     "chart_elsewhere",
     "choose_mendable",
@@ -54,6 +55,7 @@ __all__ = [
     "flights",
     "fly",
     "make_model",
+    "measure",
     "mend",
     "mending_steps",
     "pending_of",
@@ -64,18 +66,6 @@ __all__ = [
     "undo",
     "unmendable",
 ]
-_QUICK_S = 25.0
-
-
-def bench(order: Order, cockpit: Cockpit) -> tuple[Course, BenchResult]:
-    """Measure the default settings against the plan's, or a server that is not ours as it runs; applies nothing."""
-    course = chart(order, cockpit)
-    budget_s = _QUICK_S if order.quick else order.budget_s
-    if why := why_as_it_runs(course):
-        cockpit.note(f"Measuring the server as it runs: {why}.")
-        return course, measure_as_it_runs(course, cockpit, budget_s)
-    with make_room(course, cockpit):
-        return course, compare(course, course.plan, cockpit, budget_s)
 
 
 def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> Outcome:

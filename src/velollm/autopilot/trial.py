@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from velollm.autopilot.made import note_of
+from velollm.autopilot.meter import MachineMeter
 from velollm.autopilot.order import Cockpit, Course
 from velollm.backends.base import RunningServer
 from velollm.backends.ollama import OllamaBackend, uses_gpus
@@ -60,7 +60,7 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> Be
     arms["tuned"] = plan.knobs
 
     def side(name: str, knobs: dict[str, KnobValue]) -> _Side:
-        log = _fresh_log(course, name)
+        log = fresh_log(course, name)
         return _Side(knobs, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
 
     return _measure(course, {name: side(name, knobs) for name, knobs in arms.items()}, cockpit, budget_s)
@@ -74,22 +74,7 @@ def why_as_it_runs(course: Course) -> str | None:
     return backend.untriable(course.model) if isinstance(backend, OllamaBackend) else None
 
 
-def measure_as_it_runs(course: Course, cockpit: Cockpit, budget_s: float) -> BenchResult:
-    """Measure a server that is not ours, with whatever it is set to: one arm, and nothing to compare it with."""
-    backend = course.backend
-    if isinstance(backend, OllamaBackend):
-        name, knobs = "current", dict(course.current or {})
-        side = _Side(knobs, lambda: backend.user_server(course.model.name))
-    else:
-        log = course.order.paths.data / "trial" / "none.log"
-        name, side = "default", _Side({}, lambda: backend.trial(course.model, {}, course.facts, log=log))
-    # Other prompts each time: such a server still has those of an earlier run in its cache.
-    return _measure(course, {name: side}, cockpit, budget_s, seed=secrets.randbelow(1 << 20))
-
-
-def _measure(
-    course: Course, sides: Mapping[str, _Side], cockpit: Cockpit, budget_s: float, *, seed: int = 0
-) -> BenchResult:
+def _measure(course: Course, sides: Mapping[str, _Side], cockpit: Cockpit, budget_s: float) -> BenchResult:
     knobs = {name: side.knobs for name, side in sides.items()}
     contexts = [c for chosen in knobs.values() if isinstance(c := chosen.get("context_tokens"), int)]
     result = run_bench(
@@ -99,17 +84,10 @@ def _measure(
         together=len(sides) == 1 or fit_together(course.facts, list(knobs.values())),
         progress=cockpit,
         context_tokens=min(contexts, default=None),
-        seed=seed,
+        machine=MachineMeter(),
     )
     result = replace(result, notes=(*note_of(course.facts.model), *result.notes))
-    append_result(
-        course.order.paths.data,
-        result,
-        model=course.model.name,
-        backend=course.backend.name,
-        facts=course.facts,
-        knobs=knobs,
-    )
+    keep_result(course, result, knobs, cockpit)
     return result
 
 
@@ -127,7 +105,28 @@ def _log_path(course: Course, name: str) -> Path:
     return ensure_dir(course.order.paths.data / "trial") / f"{name}.log"
 
 
-def _fresh_log(course: Course, name: str) -> Path:
+def keep_result(
+    course: Course,
+    result: BenchResult,
+    knobs: Mapping[str, dict[str, KnobValue]],
+    cockpit: Cockpit,
+    model: str | None = None,
+) -> None:
+    """Add a result to the history. A full disk is told, and costs nobody the figures that were just taken."""
+    try:
+        append_result(
+            course.order.paths.data,
+            result,
+            model=model or course.model.name,
+            backend=course.backend.name,
+            facts=course.facts,
+            knobs=knobs,
+        )
+    except VeloError as error:
+        cockpit.note(f"The result is not in the history: {error.message} ({error.hint}).")
+
+
+def fresh_log(course: Course, name: str) -> Path:
     """Where an engine of the latest trial writes its log; it stays, as errors point to it."""
     log = _log_path(course, name)
     with contextlib.suppress(OSError):
@@ -230,7 +229,7 @@ def _checked(course: Course, trial: Trial, cockpit: Cockpit, until_s: float) -> 
     failed = backend.failing_models(
         course.model,
         settings,
-        _fresh_log(course, "others"),
+        fresh_log(course, "others"),
         gpus=uses_gpus(course.facts),
         time_is_up=lambda: time.monotonic() > until_s,
     )

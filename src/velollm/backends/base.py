@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,15 @@ class Completion:
         return self.events[0][0] if self.events else None
 
 
+@dataclass(frozen=True)
+class EngineCounters:
+    """What an engine has done since it started: prompt tokens computed (cached ones are not), and drafts."""
+
+    prompt_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
 class RunningServer(ABC):
     """A server that answers on loopback, with one model loaded or loadable."""
 
@@ -82,9 +91,11 @@ class RunningServer(ABC):
         deadline_s: float,
         decode_limit_s: float | None = None,
         ignore_eos: bool = True,
+        schema: Mapping[str, object] | None = None,
     ) -> Completion:
         """Stream one answer, sampled at temperature 1 with ``seed``.
 
+        With a JSON ``schema`` the answer keeps to it, where the engine can, and may end by itself.
         Reading stops after ``max_tokens``, or ``decode_limit_s`` after the first token. Safe to call from
         several threads. Raises `VeloError` when the server is gone or gives nothing until ``deadline_s``.
         """
@@ -100,6 +111,26 @@ class RunningServer(ABC):
     @abstractmethod
     def pids(self) -> tuple[int, ...]:
         """Processes of the server, for memory readings; empty where they are not ours to see."""
+
+    def counters(self) -> EngineCounters | None:
+        """The engine's own counters; None where an answer tells all of it, or they are out of reach."""
+        return None
+
+    def buffers(self) -> dict[str, int]:
+        """Bytes that the engine's log says it allocated, by kind; empty where there is no such log."""
+        return {}
+
+    def greedy_text(self, prompt: str, *, max_tokens: int, deadline_s: float) -> str | None:
+        """The answer with always the likeliest token; None where it failed or cannot be asked for."""
+        return None
+
+    def load_s(self) -> float | None:
+        """Seconds that the engine says it took to load the model for the last answer; None where it does not say."""
+        return None
+
+    def unload(self) -> bool:
+        """Take the model out of memory, so that the next request loads it; False where that cannot be done here."""
+        return False
 
 
 class Backend(ABC):

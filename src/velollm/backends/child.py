@@ -48,6 +48,7 @@ class Child:
         self._event = threading.Event()
         try:
             self._log_file = log.open("ab")
+            self._log_start = self._log_file.tell()
         except OSError as error:
             raise VeloError(f"cannot write the engine's log {log}: {error.strerror}", "free some disk space") from error
         try:
@@ -108,6 +109,15 @@ class Child:
         with contextlib.suppress(OSError, ValueError):
             self._log_file.write(raw)
             self._log_file.flush()
+
+    def read_log(self) -> str:
+        """What this child has said so far; a log may hold what others said before."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self._log_start)
+                return file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
 
     @property
     def pid(self) -> int:

@@ -28,7 +28,13 @@ def serving(child: Child, model: ModelRef, progress: Progress | None = None) -> 
         url = child.wait_ready(LOAD_TIMEOUT_S)
         if url is None:
             raise load_failure(child, model)
-        server = LlamaHttp(url, pids=(child.pid,), alive=lambda: child.wait_end(_DYING_S) is None, wait=child.wait_end)
+        server = LlamaHttp(
+            url,
+            pids=(child.pid,),
+            alive=lambda: child.wait_end(_DYING_S) is None,
+            wait=child.wait_end,
+            log=child.read_log,
+        )
         yield server
     finally:
         if server is not None:

@@ -6,15 +6,20 @@ Endpoints and fields: llama.cpp, tools/server/README.md (`/completion`, `/tokeni
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import httpx
 
 from velollm.backends.base import Completion, RunningServer
-from velollm.backends.streaming import ReadLimits, http_client, read_answer
+from velollm.backends.buffers import parse_buffers
+from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer
 from velollm.errors import VeloError
+
+# llama.cpp b10488, tools/server/server-context.cpp: `llamacpp:NAME VALUE`, one a line.
+_METRIC = re.compile(r"llamacpp:(\w{1,64}) ([0-9]{1,18}(?:\.[0-9]{1,18})?(?:e[+-]?[0-9]{1,3})?)")
 
 
 class LlamaHttp(RunningServer):
@@ -27,12 +32,14 @@ class LlamaHttp(RunningServer):
         pids: tuple[int, ...] = (),
         alive: Callable[[], bool] = lambda: True,
         wait: Callable[[], int | None] = lambda: None,
+        log: Callable[[], str] = str,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.url = url
         self._pids = pids
         self._alive = alive
         self._wait = wait
+        self._log = log
         self._clock = clock
         self._client = http_client(url)
 
@@ -44,6 +51,28 @@ class LlamaHttp(RunningServer):
 
     def wait(self) -> int | None:
         return self._wait()
+
+    def buffers(self) -> dict[str, int]:
+        return parse_buffers(self._log())
+
+    def greedy_text(self, prompt: str, *, max_tokens: int, deadline_s: float) -> str | None:
+        body = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0.0, "cache_prompt": False}
+        try:
+            reply = self._client.post("/completion", json=body, timeout=httpx.Timeout(CONNECT_S, read=deadline_s))
+            reply.raise_for_status()
+            text = reply.json()["content"]
+        except (httpx.HTTPError, KeyError, TypeError, ValueError):
+            return None
+        return text if isinstance(text, str) else None
+
+    def metrics(self) -> dict[str, float]:
+        """Values of the engine's `/metrics` that carry no labels; empty where it has none."""
+        try:
+            reply = self._client.get("/metrics")
+            reply.raise_for_status()
+        except httpx.HTTPError:
+            return {}
+        return parse_metrics(reply.text)
 
     def props(self) -> dict[str, object]:
         """The engine's `/props`: slots, context, build."""
@@ -74,18 +103,21 @@ class LlamaHttp(RunningServer):
         deadline_s: float,
         decode_limit_s: float | None = None,
         ignore_eos: bool = True,
+        schema: Mapping[str, object] | None = None,
     ) -> Completion:
-        body = {
+        body: dict[str, object] = {
             "prompt": prompt,
             "n_predict": max_tokens,
             "seed": seed,
             "temperature": 1.0,
-            "ignore_eos": ignore_eos,
+            "ignore_eos": ignore_eos and schema is None,
             "stream": True,
             "cache_prompt": True,
             "timings_per_token": True,
             "return_tokens": False,
         }
+        if schema is not None:
+            body["json_schema"] = dict(schema)
         reader, limits = _StreamReader(), ReadLimits(deadline_s, decode_limit_s)
         try:
             return read_answer(self._client, "/completion", body, reader, limits, clock=self._clock, refusal=error_text)
@@ -184,6 +216,16 @@ def parse_stream(lines: Iterable[str]) -> Completion:
     for line in lines:
         reader.take(line, 0.0)
     return reader.completion(None if reader.finished else "the stream ended without its final message")
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Values by name, without `llamacpp:`; lines with labels or without a number are passed over."""
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        match = _METRIC.fullmatch(line.strip())
+        if match is not None:
+            found[match.group(1)] = float(match.group(2))
+    return found
 
 
 def _whole(value: float | None) -> int | None:

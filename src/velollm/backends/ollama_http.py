@@ -15,13 +15,16 @@ from typing import Any, Literal
 
 import httpx
 
-from velollm.backends.base import Completion, RunningServer
+from velollm.backends.base import Completion, EngineCounters, RunningServer
+from velollm.backends.buffers import parse_buffers
 from velollm.backends.llamahttp import LlamaHttp
+from velollm.backends.ollama_log import parse_loads
 from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer
 from velollm.errors import VeloError
 
 _LOAD_S = 600.0
 _FOR_EVER_S = 10 * 365 * 86400.0
+_UNLOAD_S = 10.0
 _CHARACTERS_PER_TOKEN = 4
 Options = Mapping[str, object]
 
@@ -143,6 +146,7 @@ class OllamaServer(RunningServer):
     """One model on an Ollama server, always asked with the same options, so that it is never loaded anew.
 
     ``child_url`` is the address of the llama-server behind it, where we may know it: only that one counts tokens.
+    ``log``: what a private server has said so far; only such a one may be told to unload the model.
     """
 
     def __init__(
@@ -156,11 +160,14 @@ class OllamaServer(RunningServer):
         wait: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
         keep_alive: int | None = None,
+        log: Callable[[], str] | None = None,
     ) -> None:
         self.url = api.url
         self._api, self._model, self._options = api, model, dict(options)
         self._child_url, self._pids, self._wait = child_url, pids, wait
         self._clock, self._keep_alive = clock, keep_alive
+        self._log = log
+        self._load_s: float | None = None
 
     def pids(self) -> tuple[int, ...]:
         return self._pids()
@@ -170,8 +177,8 @@ class OllamaServer(RunningServer):
 
     def count_tokens(self, text: str) -> int:
         """By the child's own tokenizer; where that is out of reach, a rough length, good enough to size a prompt."""
-        if self._child_url is not None:
-            child = LlamaHttp(self._child_url)
+        if (url := self._found_child()) is not None:
+            child = LlamaHttp(url)
             try:
                 return child.count_tokens(text)
             finally:
@@ -187,15 +194,68 @@ class OllamaServer(RunningServer):
         deadline_s: float,
         decode_limit_s: float | None = None,
         ignore_eos: bool = True,
+        schema: Mapping[str, object] | None = None,
     ) -> Completion:
         body = self._body(prompt, {"num_predict": max_tokens, "temperature": 1.0, "seed": seed})
+        if schema is not None:
+            body["format"] = dict(schema)
         reader, limits = AnswerStream(), ReadLimits(deadline_s, decode_limit_s)
         try:
-            return read_answer(
+            answer = read_answer(
                 self._api.client, "/api/generate", body, reader, limits, clock=self._clock, refusal=_refusal
             )
+            self._load_s = reader.load_s
+            return answer
         except httpx.HTTPError as error:
             return reader.completion(f"the connection broke: {error or type(error).__name__}")
+
+    def greedy_text(self, prompt: str, *, max_tokens: int, deadline_s: float) -> str | None:
+        body = self._body(prompt, {"num_predict": max_tokens, "temperature": 0.0, "seed": 0})
+        try:
+            text = self._api.post("/api/generate", {**body, "stream": False}, timeout_s=deadline_s).get("response")
+        except VeloError:
+            return None
+        return text if isinstance(text, str) else None
+
+    def counters(self) -> EngineCounters | None:
+        """Of a private server only: other people's requests would count too."""
+        if self._log is None or (url := self._found_child()) is None:
+            return None
+        child = LlamaHttp(url)
+        try:
+            found = child.metrics()
+        finally:
+            child.close()
+        if "prompt_tokens_total" not in found:
+            return None
+        drafted, accepted = (
+            int(found.get(f"spec_decode_num_{kind}_tokens_total", 0)) for kind in ("draft", "accepted")
+        )
+        return EngineCounters(int(found["prompt_tokens_total"]), drafted, accepted)
+
+    def buffers(self) -> dict[str, int]:
+        loads = parse_loads(self._log()) if self._log is not None else []
+        return parse_buffers(loads[-1].text) if loads else {}
+
+    def load_s(self) -> float | None:
+        return self._load_s
+
+    def unload(self) -> bool:
+        if self._log is None:
+            return False
+        self._api.unload(self._model)
+        until_s = time.monotonic() + _UNLOAD_S
+        while self._api.loaded() and time.monotonic() < until_s:
+            time.sleep(0.05)
+        self._child_url = None
+        return True
+
+    def _found_child(self) -> str | None:
+        """The child's address; after an unload it is another, which the log tells."""
+        if self._child_url is None and self._log is not None:
+            loads = parse_loads(self._log())
+            self._child_url = loads[-1].url if loads else None
+        return self._child_url
 
     def _body(self, prompt: str, options: Options) -> dict[str, object]:
         body: dict[str, object] = {
@@ -251,6 +311,11 @@ class AnswerStream:
             error=error,
             text="".join(self._texts),
         )
+
+    @property
+    def load_s(self) -> float | None:
+        """What the server says it took until the model was there for this answer."""
+        return _seconds(self._final.get("load_duration"))
 
     def _finish(self) -> Literal["length", "stop", "time"]:
         if not self._final:

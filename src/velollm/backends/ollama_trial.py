@@ -129,6 +129,7 @@ def private_ollama(
             pids=lambda: engine_pids(child.pid),
             wait=child.wait_end,
             keep_alive=-1,
+            log=lambda: _read_from(log, start),
         )
 
 

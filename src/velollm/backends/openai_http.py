@@ -14,7 +14,7 @@ import httpx
 
 from velollm.backends.base import Completion, RunningServer
 from velollm.backends.llamahttp import error_text
-from velollm.backends.streaming import ReadLimits, http_client, read_answer
+from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer
 from velollm.errors import VeloError
 
 _CHARACTERS_PER_TOKEN = 4
@@ -70,6 +70,7 @@ class OpenAiServer(RunningServer):
         deadline_s: float,
         decode_limit_s: float | None = None,
         ignore_eos: bool = True,
+        schema: Mapping[str, object] | None = None,
     ) -> Completion:
         """Stream one answer to a chat of one message. ``ignore_eos`` is no part of this interface."""
         body: dict[str, object] = {
@@ -81,6 +82,8 @@ class OpenAiServer(RunningServer):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if schema is not None:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
         reader, limits = ChatStream(), ReadLimits(deadline_s, decode_limit_s)
         try:
             return read_answer(
@@ -88,6 +91,22 @@ class OpenAiServer(RunningServer):
             )
         except httpx.HTTPError as error:
             return reader.completion(f"the connection broke: {error or type(error).__name__}")
+
+    def greedy_text(self, prompt: str, *, max_tokens: int, deadline_s: float) -> str | None:
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+            "temperature": 0.0,
+        }
+        try:
+            timeout = httpx.Timeout(CONNECT_S, read=deadline_s)
+            reply = self._client.post("chat/completions", json=body, timeout=timeout)
+            reply.raise_for_status()
+            text = reply.json()["choices"][0]["message"]["content"]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError):
+            return None
+        return text if isinstance(text, str) else None
 
 
 class ChatStream:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from velollm.bench.result import BenchResult
+from velollm.bench.result import BenchResult, Start
 from velollm.bench.samples import Sample
 from velollm.config import ensure_dir
 from velollm.errors import VeloError
@@ -26,6 +26,7 @@ _FILE = "history.jsonl"
 class Record(BaseModel):
     """One result: raw ``samples``, the ``facts`` of the machine (those that are known) and each arm's ``knobs``.
 
+    ``incomplete``: why it broke off, None where it did not.
     ``taken_at`` is UTC in ISO 8601. Averages are computed from the samples when asked for, never stored.
     """
 
@@ -42,6 +43,9 @@ class Record(BaseModel):
     knobs: dict[str, dict[str, KnobValue]]
     samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
+    depth_tokens: int = 0
+    starts: tuple[Start, ...] = ()
+    incomplete: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,9 @@ def append_result(
         knobs={arm: dict(chosen) for arm, chosen in knobs.items()},
         samples=result.runs,
         notes=result.notes,
+        depth_tokens=result.depth_tokens,
+        starts=result.starts,
+        incomplete=result.incomplete,
     )
     path = ensure_dir(directory) / _FILE
     try:

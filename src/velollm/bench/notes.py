@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from velollm.bench.conditions import SPREAD_LIMIT
 from velollm.bench.samples import Sample
 from velollm.bench.sizes import Sizes, Speed, single_answer
-from velollm.bench.workload import USERS, Workload
+from velollm.bench.stats import compare_control, summarise
+from velollm.bench.workload import Workload
 
 
 def note_sizes(workload: Workload, sizes: Sizes, speeds: Mapping[str, Speed], seconds: float) -> list[str]:
@@ -22,10 +24,38 @@ def note_sizes(workload: Workload, sizes: Sizes, speeds: Mapping[str, Speed], se
         if tokens < sizes.decode_tokens:
             rate = speed.decode_tokens_per_s
             notes.append(f"answers of '{arm}' end after {tokens} tokens, because it makes {rate:.1f} a second")
-    if sizes.aggregate_rounds == 0:
-        notes.append(f"the part with {USERS} users at once was left out, to fit {seconds:.0f} s")
-    elif sizes.aggregate_rounds < sizes.rounds:
-        notes.append(f"the part with {USERS} users at once has {sizes.aggregate_rounds} of {sizes.rounds} rounds")
+    users = " and ".join(map(str, sizes.levels))
+    if sizes.levels and sizes.aggregate_rounds == 0:
+        notes.append(f"the part with {users} users at once was left out, to fit {seconds:.0f} s")
+    elif sizes.levels and sizes.aggregate_rounds < sizes.rounds:
+        notes.append(f"the part with {users} users at once has {sizes.aggregate_rounds} of {sizes.rounds} rounds")
+    return notes
+
+
+def note_spread(samples: Sequence[Sample]) -> list[str]:
+    """Arms whose rounds differ too much to be trusted, and what to do."""
+    notes = []
+    for arm in dict.fromkeys(sample.arm for sample in samples):
+        spreads = {metric: summarise(samples, arm, metric).spread for metric in ("ttft", "decode")}
+        wide = [f"{metric} {spread:.0%}" for metric, spread in spreads.items() if (spread or 0.0) >= SPREAD_LIMIT]
+        if wide:
+            notes.append(
+                f"unstable: the rounds of '{arm}' spread by {', '.join(wide)}; close other programs, plug the machine "
+                "in, let it cool, or give more time (--budget)"
+            )
+    return notes
+
+
+def note_control(samples: Sequence[Sample], baseline: str) -> list[str]:
+    """Where the same settings, measured twice, are told apart: then so is anything."""
+    notes = []
+    for metric in ("ttft", "decode"):
+        ratio = compare_control(samples, baseline, metric)
+        if ratio is not None and ratio.verdict != "no difference" and ratio.estimate is not None:
+            notes.append(
+                f"two servers with the same settings differ in {metric} by {abs(ratio.estimate - 1):.1%} here, so no "
+                "smaller difference counts as one"
+            )
     return notes
 
 

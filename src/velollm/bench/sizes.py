@@ -23,6 +23,8 @@ _FEWEST_TOKENS = 4  # below three gaps between tokens a decode rate is mostly ch
 _FEWEST_QUICK_TOKENS = 3
 _FEWEST_AGGREGATE_TOKENS = 2  # there the gaps are not measured
 _OVERHEAD_S = 0.15  # connecting, counting tokens and reading memory, for each request; measured on 2 cores: 0.02-0.1
+_FOLLOW_UP_TOKENS = 64
+_AGAIN_SHARE = 0.1  # of a cached prompt's prefill time
 _MARGIN = 0.9  # share of the time that is planned for: rates move while others use the machine
 
 # From the workload's own sizes downwards: share of its tokens, and seconds that decoding may take.
@@ -45,9 +47,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is asked for in each round. The last ``aggregate_rounds`` of ``rounds`` also have four users at once.
+    """What is asked for in each round. The last ``aggregate_rounds`` of ``rounds`` also have several users at once.
 
-    ``step``: how far down the ladder from the workload's own sizes (0) this is.
+    ``step``: how far down the ladder from the workload's own sizes (0) this is. ``levels``: how many users.
+    ``asks_again``: each prompt is sent a second time, for the TTFT of a cached one. ``turns``: how many a
+    conversation has.
     """
 
     step: int
@@ -59,9 +63,12 @@ class Sizes:
     aggregate_prompt_tokens: int
     aggregate_decode_tokens: int
     fewest_tokens: int = _FEWEST_TOKENS
+    levels: tuple[int, ...] = (USERS,)
+    asks_again: bool = False
+    turns: int = 1
 
     def has_aggregate(self, round_index: int) -> bool:
-        """Does this round have the part with four users?"""
+        """Does this round have the parts with several users?"""
         return self.rounds - self.aggregate_rounds <= round_index < self.rounds
 
 
@@ -79,7 +86,7 @@ def single_answer(speed: Speed, sizes: Sizes) -> Answer:
 
 
 def aggregate_answer(speed: Speed, sizes: Sizes) -> Answer:
-    """The answer that each of four users at once asks of an arm of that speed."""
+    """The answer that each of several users at once asks of an arm of that speed."""
     return _answer(speed, sizes.aggregate_decode_tokens, sizes.decode_limit_s, _FEWEST_AGGREGATE_TOKENS)
 
 
@@ -100,12 +107,20 @@ def estimate_request_s(speed: Speed, prompt_tokens: int, answer: Answer) -> floa
 
 def estimate_single_s(speed: Speed, sizes: Sizes) -> float:
     """Time of one arm's single-user part in one round, its start included."""
-    return speed.start_s + estimate_request_s(speed, sizes.prompt_tokens, single_answer(speed, sizes))
+    again_s = _AGAIN_SHARE * sizes.prompt_tokens / speed.prefill_tokens_per_s + _OVERHEAD_S if sizes.asks_again else 0.0
+    later_s = (sizes.turns - 1) * estimate_request_s(speed, _FOLLOW_UP_TOKENS, single_answer(speed, sizes))
+    first_s = estimate_request_s(speed, sizes.prompt_tokens, single_answer(speed, sizes))
+    return speed.start_s + again_s + first_s + later_s
 
 
 def estimate_aggregate_s(speed: Speed, sizes: Sizes) -> float:
-    """Time of one arm's part with four users in one round, as if they were served one after another."""
-    return USERS * estimate_request_s(speed, sizes.aggregate_prompt_tokens, aggregate_answer(speed, sizes))
+    """Time of one arm's parts with several users in one round, as if they were served one after another."""
+    return sum(estimate_crowd_s(speed, sizes, users) for users in sizes.levels)
+
+
+def estimate_crowd_s(speed: Speed, sizes: Sizes, users: int) -> float:
+    """Time of so many users' answers, as if they were served one after another."""
+    return users * estimate_request_s(speed, sizes.aggregate_prompt_tokens, aggregate_answer(speed, sizes))
 
 
 def estimate_rest_s(speeds: Mapping[str, Speed], sizes: Sizes, next_round: int) -> float:
@@ -125,15 +140,17 @@ def fit_sizes(
     *,
     quick: bool = False,
     context_tokens: int | None = None,
+    levels: tuple[int, ...] = (USERS,),
 ) -> Sizes:
     """The largest sizes whose rounds fit into ``seconds``, then as many more rounds as fit.
 
     Never fewer than `FULL_ROUNDS` rounds unless ``quick``; where nothing fits, the smallest sizes.
-    ``context_tokens``: what one slot holds; prompts and answers stay within it.
+    ``context_tokens``: what one slot holds; prompts and answers stay within it. ``levels``: how many users at once
+    there are to be, one part for each; none where it is empty.
     """
     # A quick answer may use all of its time, as a third round is worth more than being early.
     planned_s = seconds if quick else seconds * _MARGIN
-    sizes = _first_that_fits(_candidates(workload, quick, context_tokens), speeds, planned_s, 0)
+    sizes = _first_that_fits(_candidates(workload, quick, context_tokens, levels), speeds, planned_s, 0)
     return _more_rounds(workload, sizes, speeds, planned_s, quick)
 
 
@@ -149,7 +166,7 @@ def shrink_sizes(
 ) -> Sizes:
     """The same sizes where what is left of them fits into ``seconds``, else the largest smaller ones that do.
 
-    Rounds of the part with four users that are already done are counted in.
+    Rounds of the parts with several users that are already done are counted in.
     """
     if estimate_rest_s(speeds, sizes, next_round) <= seconds:
         return sizes
@@ -163,7 +180,7 @@ def shrink_sizes(
 
     smaller = (
         at_this_point(candidate)
-        for candidate in _candidates(workload, quick, context_tokens)
+        for candidate in _candidates(workload, quick, context_tokens, sizes.levels)
         if candidate.step >= sizes.step
     )
     return _first_that_fits(smaller, speeds, seconds if quick else seconds * _MARGIN, next_round)
@@ -180,10 +197,13 @@ def _first_that_fits(
     return sizes
 
 
-def _candidates(workload: Workload, quick: bool, context_tokens: int | None) -> Iterator[Sizes]:
+def _candidates(
+    workload: Workload, quick: bool, context_tokens: int | None, levels: tuple[int, ...]
+) -> Iterator[Sizes]:
     """From the most wanted to the least that still measures something."""
     for step, rounds, aggregates in _quick_ladder() if quick else _full_ladder():
-        sizes = _sizes_at(workload, step, rounds, aggregates, context_tokens)
+        sizes = _sizes_at(workload, step, rounds, aggregates if levels else 0, context_tokens)
+        sizes = replace(sizes, levels=levels)
         yield replace(sizes, fewest_tokens=_FEWEST_QUICK_TOKENS) if quick else sizes
 
 
@@ -207,7 +227,8 @@ def _sizes_at(workload: Workload, step: int, rounds: int, aggregate_rounds: int,
     prompt_4, decode_4 = _within(
         workload.aggregate_prompt_tokens * share, workload.aggregate_decode_tokens * share, context_tokens
     )
-    return Sizes(step, rounds, prompt, decode, limit_s, aggregate_rounds, prompt_4, decode_4)
+    sizes = Sizes(step, rounds, prompt, decode, limit_s, aggregate_rounds, prompt_4, decode_4)
+    return replace(sizes, turns=workload.turns)
 
 
 def _within(wanted_prompt: float, wanted_decode: float, context_tokens: int | None) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from string import Template
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -48,6 +49,12 @@ class Workload(BaseModel):
     say again. ``${word}`` stands for an entry of ``words`` (drawn anew in each piece) or ``prompt_words``
     (drawn once a prompt); with a digit behind its name (``${word2}``) it stands for another entry of the same list.
     ``${opening}``, ``${serial}`` and ``${n}`` are given by the program.
+
+    ``prompts`` are a user's own and need none of these: they are asked in turn, each behind one line that makes it new
+    to the server. ``turns`` above 1: a conversation, in which each turn sends all that was said before and one of
+    ``follow_ups``. ``json_schema``: answers have to keep to it. With several users, ``arrival_s`` is the mean time
+    between two of them (exponential, so that arrivals are Poisson; 0: all at once), and ``mix`` names the workloads
+    that they ask in turn. ``beside``: what else goes on while one user asks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -60,22 +67,34 @@ class Workload(BaseModel):
     aggregate_decode_tokens: int = Field(ge=8, le=1 << 16)
     rounds: int = Field(ge=5, le=100)
     repeat_ratio: float = Field(ge=0, le=1)
-    opening: str = Field(pattern=r"^\$\{opening\}")
-    ask: str = Field(min_length=1)
-    notes: list[str] = Field(min_length=1)
+    opening: str = Field(default="", pattern=r"^(\$\{opening\}|$)")
+    ask: str = ""
+    notes: list[str] = Field(default_factory=list)
     repeated_opening: str = ""
     repeated: list[str] = Field(default_factory=list)
     prompt_words: dict[str, list[str]] = Field(default_factory=dict)
     words: dict[str, list[str]] = Field(default_factory=dict)
+    prompts: list[str] = Field(default_factory=list)
+    turns: int = Field(default=1, ge=1, le=64)
+    follow_ups: list[str] = Field(default_factory=list)
+    json_schema: dict[str, object] | None = None
+    arrival_s: float = Field(default=0.0, ge=0, le=60)
+    mix: list[str] = Field(default_factory=list)
+    beside: Literal["titles", "busy process"] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Workload:
+        missing = [name for name in ("opening", "ask", "notes") if not getattr(self, name)]
+        if missing and not self.prompts:
+            raise ValueError(f"it needs {', '.join(missing)}, or prompts of your own under 'prompts'")
+        if self.turns > 1 and not self.follow_ups:
+            raise ValueError("turns needs texts under 'follow_ups'")
         if self.repeat_ratio > 0 and not self.repeated:
             raise ValueError("repeat_ratio needs pieces under 'repeated'")
         lists = {**self.words, **self.prompt_words}
         if empty := sorted(name for name, entries in lists.items() if not entries):
             raise ValueError(f"no entries for: {', '.join(empty)}")
-        pieces = (self.opening, self.ask, self.repeated_opening, *self.notes, *self.repeated)
+        pieces = (self.opening, self.ask, self.repeated_opening, *self.notes, *self.repeated, *self.follow_ups)
         used = {name for piece in pieces for name in Template(piece).get_identifiers()}
         if unknown := sorted(name for name in used - _BUILT_IN if _list_name(name, lists) is None):
             raise ValueError(f"unknown words: {', '.join(unknown)}")
@@ -94,14 +113,16 @@ def workload_names() -> tuple[str, ...]:
 
 
 def load_workload(name: str) -> Workload:
-    """The workload of that name.
+    """The workload of that name, or in the file of that path (`.yaml`, `.yml` or `.json`).
 
     Raises:
         VeloError: there is none of that name, or its file is damaged.
     """
+    if Path(name).suffix in (".yaml", ".yml", ".json") and Path(name).is_file():
+        return read_workload(Path(name))
     names = workload_names()
     if not _NAME.fullmatch(name) or name not in names:
-        raise UsageError(f"there is no workload '{name}'", f"choose one of: {', '.join(names)}")
+        raise UsageError(f"there is no workload '{name}'", f"choose one of: {', '.join(names)}, or name a YAML file")
     return read_workload(data_dir("workloads") / f"{name}.yaml")
 
 
@@ -159,6 +180,8 @@ def make_prompt(
     comes within 2% of the target, or as near as whole words allow after a few counts.
     """
     writer = _Writer(workload, round_index, index, seed)
+    if workload.prompts:
+        return writer.own()
     fixed = count_tokens(writer.text(0))
     if fixed < target_tokens:
         return _fit(writer.text, fixed, target_tokens, count_tokens)
@@ -172,12 +195,18 @@ class _Writer:
     def __init__(self, workload: Workload, round_index: int, index: int, seed: int) -> None:
         self._workload = workload
         self._random = random.Random(f"{workload.name}/{seed}/{round_index}/{index}")
+        prompts = workload.prompts
+        self._prompt = prompts[(max(round_index, 0) + index) % len(prompts)] if prompts else ""
         number = (round_index + 2) * PROMPTS_PER_ROUND + index + seed * 11
         pieces = (workload.opening, workload.ask, workload.repeated_opening, *workload.notes, *workload.repeated)
         self._fixed = _draw_words(" ".join(pieces), workload.prompt_words, self._random)
         self._fixed["opening"] = _OPENINGS[number % len(_OPENINGS)]
         self._fixed["serial"] = str(self._random.randrange(1000, 10000))
         self._notes, self._repeated = _Words(self._fill(workload.notes)), _Words(self._fill(workload.repeated))
+
+    def own(self) -> str:
+        """One of the user's prompts, behind a line that no other prompt has."""
+        return f"({self._fixed['opening']} {self._fixed['serial']})\n\n{self._prompt}"
 
     def text(self, body_words: int) -> str:
         workload = self._workload
@@ -198,6 +227,14 @@ class _Writer:
 
     def _put(self, piece: str, drawn: Mapping[str, str] | None = None) -> str:
         return Template(piece).substitute({"n": "1", **(drawn or {}), **self._fixed})
+
+
+def make_follow_up(workload: Workload, round_index: int, turn: int, *, seed: int = 0) -> str:
+    """What the user says in one later turn of a conversation; the same for every arm."""
+    draw = random.Random(f"{workload.name}/{seed}/{round_index}/follow-up {turn}")
+    piece = workload.follow_ups[(turn + round_index) % len(workload.follow_ups)]
+    drawn = _draw_words(piece, {**workload.words, **workload.prompt_words}, draw)
+    return Template(piece).safe_substitute({"n": str(draw.randrange(100, 1000)), **drawn})
 
 
 def _draw_words(piece: str, lists: Mapping[str, list[str]], draw: random.Random) -> dict[str, str]:

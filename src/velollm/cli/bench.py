@@ -1,30 +1,69 @@
-"""`velollm bench`: the engine's default settings against the plan's, interleaved."""
+"""`velollm bench`: settings, models and servers against each other, interleaved."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from velollm.cli.shared import (
     BackendOption,
     JsonOption,
-    ModelArgument,
     ProfileOption,
     SetOption,
     console,
     meter,
     parse_budget_s,
+    parse_counts,
     parse_pins,
     print_json,
 )
-from velollm.errors import EXIT_ADVISED
+from velollm.errors import EXIT_ADVISED, UsageError
+
+if TYPE_CHECKING:
+    from velollm.autopilot import Series
+
+_MOST_USERS = 256
+_MOST_TOKENS = 1 << 20
+_MOST_ROUNDS = 1000
 
 
 def command(
-    model: ModelArgument = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Ollama names or paths of GGUF files, compared side by side; without one, Ollama's loaded or newest "
+            "model, else one made here.",
+        ),
+    ] = None,
     backend: BackendOption = "auto",
     profile: ProfileOption = "chat",
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            "--arms",
+            metavar="default,current,tuned,FILE...",
+            help="What to compare: the engine's default, what is set now, the plan, or knobs in a YAML or JSON file. "
+            "With several models only the default, unless given.",
+        ),
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--workload", metavar="NAME|FILE", help="Kind of prompts, or a file of your own; may be repeated."
+        ),
+    ] = None,
+    concurrency: Annotated[
+        str, typer.Option("--concurrency", metavar="1,2,4,8", help="How many users ask at the same moment.")
+    ] = "1",
+    depth: Annotated[
+        str, typer.Option("--depth", metavar="0,4k,16k", help="Tokens that are in the context before each prompt.")
+    ] = "0",
+    rounds: Annotated[
+        str, typer.Option("--rounds", metavar="N|auto", help="auto: until the intervals are narrow, or time is over.")
+    ] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Answer within 30 s; fewer rounds, wider intervals.")] = False,
     budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Time for all rounds.")] = "3m",
     set_: SetOption = None,
@@ -33,34 +72,93 @@ def command(
         typer.Option("--url", metavar="URL", help="The server to measure; OpenAI's interface ends in /v1."),
     ] = None,
     json_: JsonOption = False,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write the result as Markdown.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write every raw sample as CSV.")
+    ] = None,
 ) -> None:
-    """Measure the engine's default settings against the plan's, in turns, on the same prompts.
+    """Measure settings, models or servers against each other, in turns, on the same prompts.
 
     A server that VeloLLM cannot start anew (another machine's, a container's, any with --url) is measured as it runs.
 
     Leaves with 3 where the plan is proved slower.
 
-    Example: velollm bench llama3.2 --quick
+    Example: velollm bench llama3.2 --concurrency 1,4 --depth 0,4k
     """
-    from velollm.autopilot import Order, bench
+    from velollm.autopilot import Order, Wanted, measure
 
-    order = Order(model, backend, profile, parse_pins(set_), parse_budget_s(budget), quick, url=url)
+    names = tuple(models or ())
+    order = Order(
+        names[0] if names else None, backend, profile, parse_pins(set_), parse_budget_s(budget), quick, url=url
+    )
+    wanted = Wanted(
+        models=names,
+        arms=_split(arms),
+        workloads=tuple(workload or ()),
+        levels=parse_counts("--concurrency", concurrency, 1, _MOST_USERS),
+        depths=parse_counts("--depth", depth, 0, _MOST_TOKENS),
+        rounds=None if rounds == "auto" else parse_counts("--rounds", rounds, 1, _MOST_ROUNDS)[0],
+    )
     with meter() as cockpit:
-        course, result = bench(order, cockpit)
+        series = measure(order, wanted, cockpit)
+    _write_files(series, markdown, csv)
     if json_:
-        from velollm.report.documents import plan_fields, result_fields
-
-        document = plan_fields(course.facts, course.plan, course.places.label) | result_fields(result)
-        print_json({"model": course.model.name, "backend": course.backend.name, **document})
+        print_json(_document(series))
     else:
-        from velollm.report.terminal import render_choices, render_comparison
-
-        out = console()
-        out.print(f"{course.model.name} on the {course.backend.name} engine, 95% intervals:\n")
-        out.print(render_comparison(result))
-        if course.plan.choices:
-            out.print()
-            out.print(render_choices(course.plan))
-    ratio = result.ratios.get(course.plan.profile.metric)
+        _print(series)
+    if series.broken is not None:
+        raise series.broken
+    metric = series.courses[0].plan.profile.metric
+    ratio = series.results[0].ratios.get(metric) if series.results[0].tuned == "tuned" else None
     if ratio is not None and ratio.verdict == "slower":
         raise typer.Exit(EXIT_ADVISED)
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
+
+
+def _document(series: Series) -> dict[str, Any]:
+    """The first comparison at the top, as ever; all of them under ``results``."""
+    from velollm.report.documents import plan_fields, result_fields
+
+    course = series.courses[0]
+    return {
+        "model": course.model.name,
+        "models": [other.model.name for other in series.courses],
+        "backend": course.backend.name,
+        **plan_fields(course.facts, course.plan, course.places.label),
+        **result_fields(series.results[0]),
+        "results": [result_fields(result) for result in series.results],
+    }
+
+
+def _print(series: Series) -> None:
+    from velollm.report.terminal import render_choices, render_comparison
+
+    out = console()
+    course = series.courses[0]
+    names = ", ".join(other.model.name for other in series.courses)
+    for result in series.results:
+        depth = f", depth {result.depth_tokens:,}" if result.depth_tokens else ""
+        title = f"{names} on the {course.backend.name} engine, {result.workload}{depth}, medians and 95% intervals:"
+        out.print(f"{title}\n", soft_wrap=True)
+        out.print(render_comparison(result))
+        out.print()
+    if len(series.courses) == 1 and course.plan.choices:
+        out.print(render_choices(course.plan))
+
+
+def _write_files(series: Series, markdown: Path | None, csv: Path | None) -> None:
+    from velollm.report.bench_files import render_csv, render_markdown
+
+    for path, render in ((markdown, render_markdown), (csv, render_csv)):
+        if path is None:
+            continue
+        try:
+            path.write_text(render(series.results), encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}", "name a file that you may write to") from error
+        console(stderr=True).print(f"Wrote {path}", soft_wrap=True)

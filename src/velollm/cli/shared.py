@@ -83,6 +83,20 @@ def parse_budget_s(text: str) -> float:
     return seconds
 
 
+def parse_counts(option: str, text: str, least: int, most: int) -> tuple[int, ...]:
+    """Whole numbers of a list such as ``0,4k,16k`` (k: 1,024), each once. Raises `UsageError`."""
+    found: list[int] = []
+    for part in text.lower().split(","):
+        number, factor = (part.strip()[:-1], 1024) if part.strip().endswith("k") else (part.strip(), 1)
+        if not number.isdecimal() or len(number) > 9 or not least <= int(number) * factor <= most:
+            raise UsageError(
+                f"{option} takes whole numbers from {least:,} to {most:,}, not '{part.strip()}'",
+                f"for example {option} {'0,4k' if least == 0 else '1,4'}",
+            )
+        found.append(int(number) * factor)
+    return tuple(dict.fromkeys(found))
+
+
 class Meter:
     """Progress of long work on stderr: a bar with time left on a terminal, single lines in a pipe."""
 

@@ -65,6 +65,12 @@ def sample_load(
     )
 
 
+def read_load_sample(source: Source, pid: int) -> LoadSample | None:
+    """CPU time so far, with that of the process ``pid`` and all below it apart; None where nothing tells."""
+    read = _proc_sample if source.read("/proc/stat") is not None else _psutil_sample
+    return read(source, pid)
+
+
 def busy_shares(first: LoadSample, second: LoadSample) -> tuple[float, list[float]] | None:
     """Cores' worth of time that others took between two samples, and their share of each hardware thread.
 

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from velollm.journal import Change, Flight
-from velollm.report.terminal import render_interval, render_value
+from velollm.report.bench_text import render_interval
+from velollm.report.terminal import render_value
 from velollm.targets.base import State
 
 _METRICS = {

@@ -12,33 +12,37 @@ from rich.text import Text
 
 from velollm.apply import UndoResult
 from velollm.bench.result import BenchResult
-from velollm.bench.stats import Interval, Ratio
+from velollm.bench.stats import Ratio
 from velollm.knobs import Knobs, KnobValue
 from velollm.plan import Plan
-from velollm.units import render_bytes, render_duration
+from velollm.report.bench_text import figure_rows, render_noise
+from velollm.units import render_duration
 
-_ROWS = (
-    ("ttft", "TTFT", "s"),
-    ("answer_ttft", "answer TTFT", "s"),
-    ("prefill", "prefill", "tok/s"),
-    ("decode", "decode", "tok/s"),
-    ("aggregate_4", "4 users, total", "tok/s"),
-    ("worst_ttft_4", "4 users, worst TTFT", "s"),
-)
 _ARM_TITLES = {"tuned": "plan", "current": "now"}
 _VERDICT_STYLE = {"faster": "green", "slower": "red", "no difference": "dim"}
 
 
 def render_comparison(result: BenchResult) -> RenderableType:
-    """Arms side by side: each figure with its 95% interval, and the ratio with its verdict (above 1: plan better).
+    """Arms side by side: each figure with its 95% interval, and the ratio with its verdict (above 1: better).
 
-    What is set now is compared below, where it was an arm; one arm alone has no ratio.
+    Other arms than the plan, and the plan against what is set now, are compared below; one arm alone has no ratio.
     """
-    shown = [arm for arm in (result.default, result.tuned) if arm in result.arms] or list(result.arms)
-    lines: list[RenderableType] = [_figures(result, shown, result.ratios)]
+    lines: list[RenderableType] = []
+    if result.tuned in result.against:
+        lines.append(_figures(result, [result.default, result.tuned], result.ratios))
+    for arm, ratios in result.against.items():
+        if arm in (result.tuned, result.current):
+            continue
+        lines += [Text(""), Text(f"{arm} against {result.default}:"), Text("")] if lines else []
+        lines.append(_figures(result, [result.default, arm], ratios))
     if result.ratios_to_current:
         lines += [Text(""), Text("Against what is set now:"), Text("")]
         lines.append(_figures(result, [result.current, result.tuned], result.ratios_to_current))
+    elif result.current in result.against and result.current != result.tuned:
+        lines.append(_figures(result, [result.default, result.current], result.against[result.current]))
+    lines = lines or [_figures(result, result.arms, {})]
+    if noise := render_noise(result):
+        lines.append(Text(noise))
     return Group(*lines, *(Text(note, "dim") for note in result.notes))
 
 
@@ -50,33 +54,12 @@ def _figures(result: BenchResult, shown: Sequence[str], ratios: Mapping[str, Rat
     if ratios:
         table.add_column("ratio", justify="right", overflow="fold")
         table.add_column("verdict")
-    summaries = {arm: result.summary(arm) for arm in shown}
-    for metric, title, unit in (row for row in _ROWS if row[0] in result.metrics):
-        cells: list[str | Text] = [_interval(summaries[arm][metric], unit) for arm in shown]
-        if ratio := ratios.get(metric):
-            cells += [_ratio(ratio), Text(ratio.verdict, _VERDICT_STYLE[ratio.verdict])]
-        table.add_row(f"{title} {unit}", *cells)
-    table.add_row("peak memory", *(render_bytes(result.peak_memory_bytes(arm)) for arm in shown))
+    for row in figure_rows(result, shown, [ratios] if ratios else []):
+        cells: list[str | Text] = [*row.arms]
+        for ratio, verdict in row.ratios:
+            cells += [ratio, Text(verdict, _VERDICT_STYLE[verdict])]
+        table.add_row(row.title, *cells)
     return table
-
-
-def _interval(interval: Interval, unit: str) -> str:
-    if interval.estimate is None:
-        return "unknown"
-    return render_interval(interval.estimate, interval.low, interval.high, 2 if unit == "s" else None)
-
-
-def _ratio(ratio: Ratio | None) -> str:
-    if ratio is None or ratio.estimate is None:
-        return "unknown"
-    return render_interval(ratio.estimate, ratio.low, ratio.high, 2)
-
-
-def render_interval(estimate: float, low: float | None, high: float | None, digits: int | None) -> str:
-    """A figure with its interval where it has one; ``digits`` None: as many as its size asks for."""
-    places = (0 if estimate >= 1000 else 1) if digits is None else digits
-    text = f"{estimate:.{places}f}"
-    return text if low is None or high is None else f"{text} ({low:.{places}f}-{high:.{places}f})"
 
 
 def render_choices(plan: Plan) -> RenderableType:

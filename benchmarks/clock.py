@@ -2,8 +2,8 @@
 
     python benchmarks/clock.py [FILE]
 
-For each law and number of streams: what went in, what came back, and the difference. Writes JSON to FILE. Run it on a
-machine with nothing else to do; with many streams the server is a program in Python too and takes its share.
+For each law and number of streams: when the server's tokens really left, what the harness made of them, and the
+difference. Writes JSON to FILE. Run it on a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any, NamedTuple
+
+import httpx
 
 from velollm.backends.base import Completion
 from velollm.backends.openai_http import OpenAiServer
@@ -43,40 +48,80 @@ def known_server(ttft_s: float, itl_s: float, uneven: float = 0.0) -> Iterator[s
             process.wait()
 
 
-def measure(law: tuple[float, float, float], streams: int, tries: int, tokens: int = TOKENS) -> dict[str, object]:
-    """One law with so many streams at once: medians over all answers, beside the truth."""
-    answers: list[Completion] = []
+class SendClock:
+    """The clock of the harness, which keeps when each thread last sent a request: the first time it was read for it."""
+
+    def __init__(self) -> None:
+        self.sent_s = threading.local()
+
+    def __call__(self) -> float:
+        now_s = time.perf_counter()
+        if not hasattr(self.sent_s, "first"):
+            self.sent_s.first = now_s
+        return now_s
+
+
+def measure(law: tuple[float, float, float], streams: int, tries: int, tokens: int = TOKENS) -> dict[str, Any]:
+    """One law with so many streams at once: medians over all answers, beside when the server's tokens really left."""
+    seen: list[Figures] = []
+    truth: list[Figures] = []
+    sent: dict[str, float] = {}
+    clock = SendClock()
+
+    class Server(OpenAiServer):
+        def complete(self, prompt: str, **settings: Any) -> Completion:
+            answer = super().complete(prompt, **settings)
+            sent[prompt] = clock.sent_s.first
+            return answer
+
     totals: list[float] = []
-    with known_server(*law) as url, closing(OpenAiServer(url, "known")) as server:
-        for number in range(tries + 1):
+    true_totals: list[float] = []
+    with known_server(*law) as url, closing(Server(url, "known", clock=clock)) as server:
+        for number in range(tries):
             requests = [Request(f"prompt {number} of stream {stream}", 8, stream) for stream in range(streams)]
-            found = ask_together(server, requests, Answer(tokens, 60.0), 60.0)
-            if number == 0:
-                continue  # connections are made with the first
-            answers += found
-            totals.append(crowd_figures(found).tokens_per_s or 0.0)
-    figures = [single_figures(answer, None) for answer in answers]
-    ttft_s, itl_s, uneven = law
-    span_s = itl_s * (tokens - 1) + (itl_s * uneven if tokens % 2 == 0 else 0.0)
-    truth = {
-        "ttft_s": ttft_s,
-        "itl_p50_s": itl_s * (1 + uneven) if uneven else itl_s,
-        "decode_tokens_per_s": (tokens - 1) / span_s,
-        "total_tokens_per_s": streams * tokens / (ttft_s + span_s),
-    }
-    seen = {name: median(getattr(f, name) for f in figures) for name in truth if name != "total_tokens_per_s"}
-    seen["total_tokens_per_s"] = median(totals)
+            answers = ask_together(server, requests, Answer(tokens, 60.0), 60.0)
+            left = httpx.get(f"{url}/times", trust_env=False).json()
+            seen += [figures_of(answer) for answer in answers]
+            totals.append(crowd_figures(answers).tokens_per_s or 0.0)
+            trues = []
+            for request in requests:
+                times = left[request.prompt]
+                events = tuple((at - sent[request.prompt], place + 1) for place, at in enumerate(times))
+                trues.append(Completion(events, "length"))
+            truth += [figures_of(answer) for answer in trues]
+            true_totals.append(crowd_figures(trues).tokens_per_s or 0.0)
+    names = Figures._fields
+    middle = {name: median(getattr(f, name) for f in seen) for name in names}
+    true = {name: median(getattr(f, name) for f in truth) for name in names}
+    off_ms = sorted((a.ttft_s - b.ttft_s) * 1000 for a, b in zip(seen, truth, strict=True))
     return {
-        "ttft_s": ttft_s,
-        "itl_s": itl_s,
-        "uneven": uneven,
+        "ttft_s": law[0],
+        "itl_s": law[1],
+        "uneven": law[2],
         "streams": streams,
-        "answers": len(answers),
-        "truth": truth,
-        "seen": seen,
-        "off_share": {name: seen[name] / truth[name] - 1 for name in truth},
-        "off_ttft_ms": (seen["ttft_s"] - ttft_s) * 1000,
+        "answers": len(seen),
+        "truth": {**true, "total_tokens_per_s": median(true_totals)},
+        "seen": {**middle, "total_tokens_per_s": median(totals)},
+        "off_share": {
+            **{name: middle[name] / true[name] - 1 for name in names},
+            "total_tokens_per_s": median(totals) / median(true_totals) - 1,
+        },
+        "off_ttft_ms": median(off_ms),
+        "off_ttft_p95_ms": off_ms[int(len(off_ms) * 0.95)],
+        "server_late_ms": (true["ttft_s"] - law[0]) * 1000,
     }
+
+
+class Figures(NamedTuple):
+    ttft_s: float
+    itl_p50_s: float
+    itl_p95_s: float
+    decode_tokens_per_s: float
+
+
+def figures_of(answer: Completion) -> Figures:
+    found = single_figures(answer, None)
+    return Figures(*(getattr(found, name) for name in Figures._fields))
 
 
 def main() -> None:
@@ -85,10 +130,9 @@ def main() -> None:
         for streams in STREAMS:
             row = measure(law, streams, TRIES if streams < 16 else 4)
             off = row["off_share"]
-            assert isinstance(off, dict)
             print(
                 f"ttft {law[0] * 1000:5.0f} ms  itl {law[1] * 1000:4.0f} ms  {streams:3} streams: "
-                f"ttft {row['off_ttft_ms']:+.3f} ms, "
+                f"ttft {row['off_ttft_ms']:+.3f} ms (p95 {row['off_ttft_p95_ms']:+.3f}), "
                 + ", ".join(f"{name.rsplit('_', 1)[0]} {share:+.3%}" for name, share in off.items()),
                 flush=True,
             )

@@ -5,8 +5,10 @@
 It speaks OpenAI's `/v1` on loopback, prints its address, and ends when its standard input closes. The first token of
 an answer leaves TTFT_S after the request's last byte was read, the others ITL_S apart; with UNEVEN (a share below 1)
 gaps change between ITL_S * (1 - UNEVEN) and ITL_S * (1 + UNEVEN). Before each send the clock is watched, not slept on,
-for the last `_SPIN_S`, as a sleep comes back late by up to a tenth of a millisecond. What the server itself could not
-keep is told in the last message: ``late_s``, the most that any token of the answer left after its time.
+for the last `_SPIN_S`, as a sleep comes back late by up to a tenth of a millisecond.
+
+When each token really left is told at `/v1/times`, by the text of the prompt, on the clock that all processes of a
+machine share (CLOCK_MONOTONIC): on a busy machine that, and not the law, is what a reader must give back.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import asyncio
 import json
 import sys
 import time
+from typing import Any
 
 _SPIN_S = 0.0004
 _HEADERS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -40,6 +43,7 @@ class KnownServer:
 
     def __init__(self, ttft_s: float, itl_s: float, uneven: float = 0.0) -> None:
         self.ttft_s, self.itl_s, self.uneven = ttft_s, itl_s, uneven
+        self.times: dict[str, list[float]] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection: requests one after another."""
@@ -50,8 +54,10 @@ class KnownServer:
                 )
                 body = await reader.readexactly(length)
                 began_s = time.perf_counter()
-                if b" /v1/models" in head or b" /models" in head:
-                    await self._models(writer)
+                if b" /v1/models" in head:
+                    await self._tell(writer, {"data": [{"id": "known"}]})
+                elif b" /v1/times" in head:
+                    await self._tell(writer, self.times)
                 else:
                     await self._answer(writer, json.loads(body), began_s)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -59,33 +65,34 @@ class KnownServer:
         finally:
             writer.close()
 
-    async def _models(self, writer: asyncio.StreamWriter) -> None:
-        body = json.dumps({"data": [{"id": "known"}]}).encode()
+    async def _tell(self, writer: asyncio.StreamWriter, data: object) -> None:
+        body = json.dumps(data).encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await writer.drain()
 
-    async def _answer(self, writer: asyncio.StreamWriter, request: dict[str, object], began_s: float) -> None:
-        tokens = int(str(request.get("max_tokens", 16)))
-        prompt_tokens = max(1, len(json.dumps(request.get("messages"))) // 4)
+    async def _answer(self, writer: asyncio.StreamWriter, request: dict[str, Any], began_s: float) -> None:
+        tokens = int(request.get("max_tokens", 16))
+        prompt = str(request["messages"][-1]["content"])
+        times = self.times[prompt] = []
         writer.write(_HEADERS)
-        late_s = 0.0
         for due_s in due_times(self.ttft_s, self.itl_s, self.uneven, tokens):
-            late_s = max(late_s, await wait_until(began_s + due_s))
-            writer.write(chunk({"choices": [{"delta": {"content": "word "}}]}))
+            await wait_until(began_s + due_s)
+            piece = chunk({"choices": [{"delta": {"content": "word "}}]})
+            times.append(time.perf_counter())
+            writer.write(piece)
         writer.write(chunk({"choices": [{"delta": {}, "finish_reason": "length"}]}))
-        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens}
-        writer.write(chunk({"choices": [], "usage": usage, "late_s": late_s}))
+        usage = {"prompt_tokens": max(1, len(prompt) // 4), "completion_tokens": tokens}
+        writer.write(chunk({"choices": [], "usage": usage}))
         writer.write(chunk("[DONE]") + b"0\r\n\r\n")
         await writer.drain()
 
 
-async def wait_until(at_s: float) -> float:
-    """Come back at a time of the clock; how late it was."""
+async def wait_until(at_s: float) -> None:
+    """Come back at a time of the clock."""
     if (left_s := at_s - time.perf_counter()) > _SPIN_S:
         await asyncio.sleep(left_s - _SPIN_S)
-    while (now_s := time.perf_counter()) < at_s:
+    while time.perf_counter() < at_s:
         pass
-    return now_s - at_s
 
 
 async def main(ttft_s: float, itl_s: float, uneven: float) -> None:

@@ -21,10 +21,10 @@ from velollm.bench.samples import Sample
 from velollm.bench.stats import compare_arms
 
 ARMS = ("default", "default-control", "tuned")
-ROUNDS = (5, 8, 16, 32, 64, 96)
-PLANTED = (0.0, 0.02, 0.05, 0.10, 0.20)
-SPREADS = (0.01, 0.03, 0.05)
-TRIALS = 400
+ROUNDS = (8, 16, 32, 64, 128, 160)
+PLANTED = (0.0, 0.05, 0.10)
+SPREADS = (0.05,)
+TRIALS = 200
 
 
 def read_noise(path: Path, metric_field: str) -> NDArray[np.float64]:

@@ -138,11 +138,13 @@ def run(behaviour: Callable[[int], str]) -> Any:
         def start() -> Iterator[OpenAiServer]:
             yield client
 
-        return run_bench([Arm("default", start)], load_workload("chat"), Budget(60.0), design=Design(levels=()))
+        return run_bench(
+            [Arm("default", start)], load_workload("chat"), Budget(60.0), design=Design(levels=(), rounds=12)
+        )
 
 
 def test_a_server_that_comes_back_costs_one_round() -> None:
-    result = run(lambda n: "drops the connection" if n == 5 else "good")
+    result = run(lambda n: "drops the connection" if n == 8 else "good")
     failed = [sample for sample in result.runs if sample.error]
     assert len(failed) == 1
     assert result.incomplete is None
@@ -152,7 +154,7 @@ def test_a_server_that_comes_back_costs_one_round() -> None:
 
 def test_a_server_that_stays_away_leaves_what_was_measured() -> None:
     with pytest.raises(BrokenError) as caught:
-        run(lambda n: "good" if n < 7 else "is full")
+        run(lambda n: "good" if n < 9 else "is full")
     partial = caught.value.partial
     assert "failed 3 times in a row" in caught.value.message
     assert "server busy" in caught.value.message

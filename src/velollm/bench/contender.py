@@ -296,8 +296,11 @@ class Contender:
                 )
                 self.speed = replace(slower, start_s=self.speed.start_s)
             return
+        decode = figures.decode_tokens_per_s
+        if decode is None and figures.answer_tokens > 1 and figures.answer_s:
+            decode = figures.answer_tokens / figures.answer_s  # all came in one piece: at least so fast
         # Fewer than two tokens in the time: slower than one in that time.
-        decode = figures.decode_tokens_per_s or 1 / answer.limit_s
+        decode = decode or 1 / answer.limit_s
         prefill = figures.prefill_tokens_per_s or self.speed.prefill_tokens_per_s
         self.speed = Speed(prefill, decode, self.speed.start_s)
 

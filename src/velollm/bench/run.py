@@ -307,6 +307,8 @@ class _Bench:
             quick=self._quick,
             context_tokens=self._context_tokens,
         )
+        if self._design.rounds is not None:
+            smaller = replace(smaller, rounds=self.sizes.rounds)
         if smaller != self.sizes:
             self.notes.append(f"cut before round {round_index + 1}, as time ran short:")
             self.notes += note_sizes(self._workload, smaller, self._speeds(), self._timer.seconds)

@@ -4,8 +4,8 @@
 
 Noise is drawn from the rounds of a recorded run in which all arms were the same (`benchmarks/record_noise.py`): each
 arm's figures over their median, one recorded round for all arms of a trial's round, so that what the arms of a round
-share stays shared. It is stretched, in logarithms, to the wanted spread (half the quartiles' distance) where the
-recorded one is smaller. Then one arm is made slower by the planted share, and `velollm`'s own verdict is asked.
+share stays shared. It is stretched or shrunk, in logarithms, to the wanted spread (half the quartiles' distance), so its
+shape is the machine's and its size is given. Then one arm is made slower by the planted share, and `velollm`'s own verdict is asked.
 """
 
 from __future__ import annotations
@@ -44,11 +44,14 @@ def spread_of(logs: NDArray[np.float64]) -> float:
 
 
 def stretched(noise: NDArray[np.float64], spread: float) -> NDArray[np.float64]:
-    """The noise with that spread at least."""
-    factor = 1.0
-    for _ in range(30):
-        factor *= max(spread / max(spread_of(noise * factor), 1e-9), 1.0)
-    return noise * factor
+    """The noise with that spread, every arm alike."""
+    columns = []
+    for column in noise.T:
+        factor = 1.0
+        for _ in range(50):
+            factor *= spread / max(spread_of(column * factor), 1e-9)
+        columns.append(column * factor)
+    return np.asarray(np.array(columns).T)
 
 
 def share_of_verdicts(

@@ -4,8 +4,9 @@
 
 Noise is drawn from the rounds of a recorded run in which all arms were the same (`benchmarks/record_noise.py`): each
 arm's figures over their median, one recorded round for all arms of a trial's round, so that what the arms of a round
-share stays shared. It is stretched or shrunk, in logarithms, to the wanted spread (half the quartiles' distance), so its
-shape is the machine's and its size is given. Then one arm is made slower by the planted share, and `velollm`'s own verdict is asked.
+share stays shared. It is stretched or shrunk, in logarithms, to the wanted spread (half the quartiles' distance), so
+that its shape is the machine's and its size is given. Then one arm is made slower by the planted share, and the
+verdict is asked for.
 """
 
 from __future__ import annotations

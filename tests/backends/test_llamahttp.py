@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velollm.backends import wire
-from velollm.backends.llamahttp import LlamaHttp, parse_stream
+from velollm.backends.llamahttp import LlamaHttp, parse_metrics, parse_stream
 from velollm.errors import VeloError
 
 
@@ -252,3 +252,25 @@ def test_a_proxy_from_the_environment_is_never_asked(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with serving(lambda h: h.send(b'{"tokens": []}')) as (client, _):
         assert client.count_tokens("") == 0
+
+
+def test_metrics_by_name() -> None:
+    text = """# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed, excluding cached tokens
+# TYPE llamacpp:prompt_tokens_total counter
+llamacpp:prompt_tokens_total 118
+llamacpp:prompt_seconds_total 0.94
+llamacpp:predicted_tokens_seconds 4.2e+01
+other:thing 3
+llamacpp:labelled{slot="1"} 2
+llamacpp:no_number nan
+"""
+    assert parse_metrics(text) == {
+        "prompt_tokens_total": 118.0,
+        "prompt_seconds_total": 0.94,
+        "predicted_tokens_seconds": 42.0,
+    }
+
+
+@given(st.text(max_size=200))
+def test_metrics_never_raise(text: str) -> None:
+    parse_metrics(text)

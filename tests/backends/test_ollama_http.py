@@ -142,6 +142,27 @@ def test_a_server_that_is_gone_breaks_the_answer() -> None:
     assert "connection broke" in (answer.error or "")
 
 
+def test_only_a_private_server_is_told_to_unload(api: OllamaApi) -> None:
+    api.load(MODEL, {}, keep_alive=-1)
+    assert not complete(api).unload()
+    assert api.loaded()
+    log = 'msg="starting llama-server" cmd="llama-server --port 1"\nload_tensors: CPU model buffer size = 2.00 MiB\n'
+    private = OllamaServer(api, MODEL, {}, child_url="http://127.0.0.1:1", log=lambda: log)
+    assert private.buffers() == {"weights": 2 << 20}
+    assert private.unload()
+    assert api.loaded() == []
+    # The child that is gone counts nothing any more; the next one's address is in the log.
+    assert private.count_tokens("eight letters") == 3
+    assert private.counters() is None
+
+
+def test_a_greedy_answer_is_asked_for_without_chance(api: OllamaApi, fake: FakeOllama) -> None:
+    assert complete(api).greedy_text("import os", max_tokens=24, deadline_s=5)
+    assert fake.bodies("/api/generate")[-1]["options"]["temperature"] == 0.0
+    fake.faults.append("queue full")
+    assert complete(api).greedy_text("import os", max_tokens=24, deadline_s=5) is None
+
+
 def test_tokens_without_a_child_are_a_rough_length(api: OllamaApi) -> None:
     assert complete(api).count_tokens("x" * 400) == 100
     assert complete(api).count_tokens("") == 1

@@ -168,6 +168,7 @@ class OllamaServer(RunningServer):
         self._clock, self._keep_alive = clock, keep_alive
         self._log = log
         self._load_s: float | None = None
+        self._gone_url: str | None = None
 
     def pids(self) -> tuple[int, ...]:
         return self._pids()
@@ -247,14 +248,15 @@ class OllamaServer(RunningServer):
         until_s = time.monotonic() + _UNLOAD_S
         while self._api.loaded() and time.monotonic() < until_s:
             time.sleep(0.05)
-        self._child_url = None
+        self._gone_url, self._child_url = self._child_url, None
         return True
 
     def _found_child(self) -> str | None:
         """The child's address; after an unload it is another, which the log tells."""
         if self._child_url is None and self._log is not None:
             loads = parse_loads(self._log())
-            self._child_url = loads[-1].url if loads else None
+            url = loads[-1].url if loads else None
+            self._child_url = None if url == self._gone_url else url
         return self._child_url
 
     def _body(self, prompt: str, options: Options) -> dict[str, object]:

@@ -35,6 +35,7 @@ _WAKE_ANSWER = Answer(2, 3.0)
 _LEAST_WARM_DEADLINE_S = 10.0
 _MOST_WARM = 5
 _STABLE = 0.1
+_COLD_SHARE = 0.1
 _WARM_SHARE = 0.03
 _GREEDY_PROMPT = "A short account of how a lighthouse keeper spends the hour before sunrise:\n\n"
 # Not more: after 30 equal pieces, Ollama ends an answer without a word (llm/llama_server.go:1692-1703).
@@ -198,12 +199,13 @@ class Contender:
         deadline_s = max(_LEAST_WARM_DEADLINE_S, 0.1 * self._timer.left_s())
         text = live.server.greedy_text(_GREEDY_PROMPT, max_tokens=_GREEDY_TOKENS, deadline_s=deadline_s)
         self.greedy_answer = None if text is None else sha256(text.encode()).hexdigest()[:16]
-        if not live.server.unload():
+        # Loading once more is worth a small part of the time only.
+        load_s = max((start.load_s for start in self.starts), default=0.0)
+        if load_s > _COLD_SHARE * self._timer.left_s() or not live.server.unload():
             return live
         _, completion = self._warm_request(live, _WAKE_ANSWER, _MOST_WARM + 1)
-        load_s = live.server.load_s()
-        if load_s is not None:
-            self.starts.append(Start(self.name, load_s, completion.ttft_s, live.server.buffers()))
+        if (loaded_s := live.server.load_s()) is not None:
+            self.starts.append(Start(self.name, loaded_s, completion.ttft_s, live.server.buffers()))
         return Live(live.server, ServerProcesses(live.server))
 
     def _fill(self, live: Live) -> None:

@@ -469,5 +469,8 @@ def test_a_prompt_is_asked_again_for_its_cached_ttft() -> None:
     result = fly(world, {}, {}, design=Design(whole=True, levels=()))
     first = result.runs[0]
     assert first.cached_ttft_s == pytest.approx(first.ttft_s)
+    slow = fly(World(), {"pace": lambda n: 1.0 if n < 9 else 0.03}, {}, design=Design(whole=True, levels=()))
+    assert any("as time ran short" in note for note in slow.notes)
+    assert all(sample.cached_ttft_s is not None for sample in slow.runs if not sample.error)
     prompts = [prompt for arm, prompt, _ in world.asked if arm == "default"]
     assert len(prompts) - len(set(prompts)) >= result.sizes.rounds

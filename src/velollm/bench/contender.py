@@ -329,8 +329,9 @@ def with_counters(completion: Completion, before: EngineCounters | None, after: 
     if before is None or after is None:
         return completion
     fresh = after.prompt_tokens - before.prompt_tokens
-    if completion.fresh_prompt_tokens is not None and completion.cached_prompt_tokens is None and fresh > 0:
-        cached = max(completion.fresh_prompt_tokens - fresh, 0)
+    if completion.cached_prompt_tokens is None and fresh > 0:
+        told = completion.fresh_prompt_tokens
+        cached = None if told is None else max(told - fresh, 0)
         completion = replace(completion, fresh_prompt_tokens=fresh, cached_prompt_tokens=cached)
     if completion.drafted_tokens is None and after.drafted_tokens > before.drafted_tokens:
         drafted, accepted = after.drafted_tokens - before.drafted_tokens, after.accepted_tokens - before.accepted_tokens

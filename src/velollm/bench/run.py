@@ -307,6 +307,7 @@ class _Bench:
             quick=self._quick,
             context_tokens=self._context_tokens,
         )
+        smaller = replace(smaller, asks_again=self.sizes.asks_again)
         if self._design.rounds is not None:
             smaller = replace(smaller, rounds=self.sizes.rounds)
         if smaller != self.sizes:
@@ -323,7 +324,7 @@ class _Bench:
         is_needed = round_index < FULL_ROUNDS and not self._quick
         if left_s > 0 and (is_needed or next_s <= left_s):
             return False
-        if round_index < self.sizes.rounds:
+        if self._design.precision is None or round_index < self.sizes.rounds:
             self.notes.append(f"stopped after {round_index} of {self.sizes.rounds} rounds, as the time was over")
         else:
             self.notes.append(

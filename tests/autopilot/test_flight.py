@@ -18,6 +18,7 @@ from velollm.backends.embedded import EmbeddedBackend
 from velollm.backends.llamahttp import LlamaHttp
 from velollm.bench.samples import METRICS
 from velollm.config import Paths, user_paths
+from velollm.estimate.kept import kept_factors
 from velollm.facts import Facts
 from velollm.models.synthetic import TINY, ensure_model
 from velollm.probe.machine import probe_machine
@@ -143,6 +144,10 @@ def test_a_whole_flight_there_and_back(tiny: Path, paths: Paths, monkeypatch: py
     assert [found.trial for found in confirmed] == [outcome.trial]
     assert cockpit.shares == sorted(cockpit.shares)
     assert cockpit.texts[-1] == "done"
+    # What the engine really allocated is kept: later estimates of this model are corrected by it.
+    model = outcome.course.facts.model
+    assert model is not None
+    assert kept_factors(paths.data, model, tiny)["weights"] == pytest.approx(1.0, abs=0.01)
     trial = outcome.trial
     assert trial is not None
     assert trial.arms == ("default", "tuned")

@@ -63,7 +63,10 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> Be
         log = fresh_log(course, name)
         return _Side(knobs, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
 
-    return _measure(course, {name: side(name, knobs) for name, knobs in arms.items()}, cockpit, budget_s)
+    result = _measure(course, {name: side(name, knobs) for name, knobs in arms.items()}, cockpit, budget_s)
+    for name, knobs in arms.items():
+        _keep_memory(course, knobs, _log_path(course, name))
+    return result
 
 
 def why_as_it_runs(course: Course) -> str | None:

@@ -19,7 +19,7 @@ from velollm.backends.base import Completion, EngineCounters, RunningServer
 from velollm.backends.buffers import parse_buffers
 from velollm.backends.llamahttp import LlamaHttp
 from velollm.backends.ollama_log import parse_loads
-from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer
+from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer, share_tokens
 from velollm.errors import VeloError
 
 _LOAD_S = 600.0
@@ -305,7 +305,7 @@ class AnswerStream:
         """What was collected; ``error`` is what ended it."""
         error = error or self._error
         return Completion(
-            events=self._counted_events(),
+            events=share_tokens(self.events, _positive(self._final.get("eval_count"))),
             finish="error" if error else self._finish(),
             fresh_prompt_tokens=_positive(self._final.get("prompt_eval_count")),
             prompt_s=_seconds(self._final.get("prompt_eval_duration")),
@@ -323,16 +323,6 @@ class AnswerStream:
         if not self._final:
             return "time"
         return "length" if self._final.get("done_reason") == "length" else "stop"
-
-    def _counted_events(self) -> tuple[tuple[float, int], ...]:
-        """Events with tokens rather than chunks: a token without text (half a character) makes no chunk.
-
-        The final count is the server's own; the chunks share the difference evenly.
-        """
-        count, chunks = _positive(self._final.get("eval_count")), len(self.events)
-        if not count or not chunks or count == chunks:
-            return tuple(self.events)
-        return tuple((at, max(1, round(number * count / chunks))) for at, number in self.events)
 
 
 def parse_answer(lines: Iterable[str]) -> Completion:

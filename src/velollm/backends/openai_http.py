@@ -14,7 +14,7 @@ import httpx
 
 from velollm.backends.base import Completion, RunningServer
 from velollm.backends.llamahttp import error_text
-from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer
+from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer, share_tokens
 from velollm.errors import VeloError
 
 _CHARACTERS_PER_TOKEN = 4
@@ -162,7 +162,7 @@ class ChatStream:
         error = error or self._error
         prompt, cached = self._prompt_tokens()
         return Completion(
-            events=self._counted_events(),
+            events=share_tokens(self.events, _whole(self._usage.get("completion_tokens"))),
             finish="error" if error else self._finish(),
             fresh_prompt_tokens=prompt,
             cached_prompt_tokens=cached,
@@ -182,13 +182,6 @@ class ChatStream:
         if not self.finished:
             return "time"
         return "length" if self._reason == "length" else "stop"
-
-    def _counted_events(self) -> tuple[tuple[float, int], ...]:
-        """Events with tokens rather than chunks; the server's own count is shared evenly among them."""
-        count, chunks = _whole(self._usage.get("completion_tokens")), len(self.events)
-        if not count or not chunks or count == chunks:
-            return tuple(self.events)
-        return tuple((at, max(1, round(number * count / chunks))) for at, number in self.events)
 
 
 def parse_chat(lines: Iterable[str]) -> Completion:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,6 +55,17 @@ def http_client(url: str, *, headers: Mapping[str, str] | None = None) -> httpx.
         timeout=CONNECT_S,
         limits=httpx.Limits(max_connections=None),
     )
+
+
+def share_tokens(events: Sequence[tuple[float, int]], count: int | None) -> tuple[tuple[float, int], ...]:
+    """Events with tokens rather than chunks: a token without text (half a character) makes no chunk.
+
+    ``count`` is the server's own, where it tells one; the chunks share the difference evenly.
+    """
+    chunks = len(events)
+    if not count or not chunks or count == chunks:
+        return tuple(events)
+    return tuple((at, max(1, round(number * count / chunks))) for at, number in events)
 
 
 def read_answer(

@@ -268,13 +268,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _generate(self, body: dict[str, Any], *, preload: bool) -> None:
         if self.fake.find(body["model"]) is None:
             return self._replay(recorded("v1-no-model" if self.path.startswith("/v1") else "generate-no-model"))
+        if preload and body.get("keep_alive") == 0:
+            self.fake.loaded.pop(_full(body["model"]), None)
+            return self._replay(recorded("unload"))
         with self.fake.lock:
             fault = self.fake.faults.pop(0) if self.fake.faults else None
         if fault is not None:
             return self._replay(recorded(_FAULT_FILES[fault], "faults"))
-        if preload and body.get("keep_alive") == 0:
-            self.fake.loaded.pop(_full(body["model"]), None)
-            return self._replay(recorded("unload"))
         self._keep(body)
         if preload:
             return self._replay(recorded("generate-preload-cold"))

@@ -177,6 +177,36 @@ def test_models_in_memory_are_loaded_again(paths: Paths, run: Run, backend: Olla
     assert 890 <= body["keep_alive"] <= 900
 
 
+def test_a_model_in_memory_is_loaded_anew_with_its_mended_parameters(
+    paths: Paths, run: Run, backend: OllamaBackend, fake: FakeOllama
+) -> None:
+    fake.store["other:latest"] = StoredModel("other weights")
+    for name in (NAME, "other:latest"):
+        fake.loaded[name] = datetime.now(UTC) + timedelta(seconds=900)
+    mend(server(), [finding(ParameterMend(NAME, {"use_mmap": False}))], QUIET, paths, backend)
+    gone, back = fake.bodies("/api/generate")
+    assert (gone["model"], gone["keep_alive"]) == (NAME, 0)
+    assert back["model"] == NAME
+    assert 890 <= back["keep_alive"] <= 900
+    order = [path for _, path, _ in fake.requests if path in ("/api/create", "/api/generate")]
+    assert order == ["/api/create", "/api/generate", "/api/generate"]
+    assert run.restarts == []
+
+
+def test_mended_parameters_that_do_not_load_are_put_back(
+    paths: Paths, run: Run, backend: OllamaBackend, fake: FakeOllama
+) -> None:
+    before = fake.digests()
+    fake.loaded[NAME] = datetime.now(UTC) + timedelta(seconds=900)
+    fake.faults += ["load fails"]
+    with pytest.raises(VeloError, match=r"put back, because then .*exit status 1"):
+        mend(server(), [finding(ParameterMend(NAME, {"use_mmap": False}))], QUIET, paths, backend)
+    assert fake.digests() == before
+    assert NAME in fake.loaded
+    assert run.restarts == []
+    assert [flight.status for flight in flights()] == ["undone"]
+
+
 def test_a_server_that_does_not_come_up_is_put_back(paths: Paths, run: Run, backend: OllamaBackend) -> None:
     paths.ollama_env.write_text("A=1\n")
     run.failing = {1}

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fake_ollama import FakeOllama
-from velollm.autopilot.restart import Patience, find_fault, restart, wait_until_up
+from velollm.autopilot.restart import Patience, find_fault, restart, unload, wait_until_up
 from velollm.backends.ollama import OllamaBackend
+from velollm.backends.ollama_http import LoadedModel
 from velollm.errors import VeloError
 from velollm.facts import FailedLoad, LoadedModelFacts, ServerActivity, ServerFacts
 from velollm.targets.activation import ManualActivation
@@ -125,6 +126,27 @@ def test_a_server_that_did_not_answer_before_is_not_waited_for(patience: Patienc
     server.__dict__["version"] = None
     assert restart(ACTIVATION, server, Pilot(), patience) is not None
     assert (Steps.ran, patience.clock()) == (1, 0.0)
+
+
+class Holder(Server):
+    """A server that gives its models up at a given look."""
+
+    def __init__(self, url: str, gone_after: int) -> None:
+        super().__init__([0], url=url)
+        self._gone_after = gone_after
+
+    def holding(self) -> list[LoadedModel]:
+        self.looks += 1
+        return [LoadedModel(f"{MODEL}:latest", 1, 0)] if self.looks <= self._gone_after else []
+
+
+@pytest.mark.parametrize(("gone_after", "looks"), [(0, 1), (3, 4), (1000, 21)])
+def test_a_model_at_work_is_waited_for(fake: FakeOllama, patience: Patience, gone_after: int, looks: int) -> None:
+    pilot, backend = Pilot(), Holder(fake.url, gone_after)
+    unload([LoadedModel(f"{MODEL}:latest", 1, 0)], backend, pilot, patience)
+    backend.api.close()
+    assert [body["keep_alive"] for body in fake.bodies("/api/generate")] == [0]
+    assert backend.looks == looks
 
 
 def look(

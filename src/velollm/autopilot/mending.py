@@ -10,7 +10,7 @@ from velollm import __version__
 from velollm.apply import Write, apply_writes, undo_flight
 from velollm.autopilot.landing import journal_of
 from velollm.autopilot.order import Cockpit
-from velollm.autopilot.restart import Patience, restart, wait_until_up
+from velollm.autopilot.restart import Patience, restart, unload, wait_until_up
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_http import LoadedModel
 from velollm.config import Paths, user_paths
@@ -92,8 +92,8 @@ def mend(
 ) -> Mending:
     """Write what these findings need, in one flight, and restart the server where it has to read it.
 
-    Models that were in memory are loaded again. Where one of them does not load any more, or the server does not come
-    up, all is put back.
+    Models that were in memory are loaded again: all of them after a restart, else those whose parameters were mended.
+    Where one of them does not load any more, or the server does not come up, all is put back.
 
     Raises:
         VeloError: a place cannot be read or written, or the server is worse than before (then it is as before).
@@ -123,6 +123,8 @@ def mend(
     flight_id = None if flight is None else flight.id
     if orders.restarts:
         _activate(flight_id, held, place.activation, paths, backend, cockpit)
+    elif mended := [model for model in held if model.name in orders.parameters]:
+        _activate(flight_id, mended, None, paths, backend, cockpit)
     places = () if flight is None else tuple(change.label for change in flight.changes)
     return Mending(tuple(findings), flight_id, places, orders.restarts)
 
@@ -169,21 +171,25 @@ def _model_writes(orders: _Orders, paths: Paths, backend: OllamaBackend) -> list
 def _activate(
     flight_id: str | None,
     held: Sequence[LoadedModel],
-    activation: Activation,
+    activation: Activation | None,
     paths: Paths,
     backend: OllamaBackend,
     cockpit: Cockpit,
 ) -> None:
+    """Restart the server, or, with no ``activation``, take the models out of memory; then load them as they are now."""
     try:
-        if restart(activation, backend, cockpit) is None:
+        if activation is None:
+            unload(held, backend, cockpit)
+        elif restart(activation, backend, cockpit) is None:
             raise VeloError("the server was busy, and nobody said yes to a restart", "try again once it is idle")
         _load_again(held, backend)
     except VeloError as error:
         if flight_id is None:
             raise
         undo_flight(journal_of(paths), flight_id)
-        # The address is of whoever restarts the server, and not of the process that ran before.
-        activation_from_address(activation.address(), System()).run()
+        if activation is not None:
+            # The address is of whoever restarts the server, and not of the process that ran before.
+            activation_from_address(activation.address(), System()).run()
         with contextlib.suppress(VeloError):
             wait_until_up(backend, Patience())
             _load_again(held, backend)

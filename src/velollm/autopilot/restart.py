@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from velollm.autopilot.order import Cockpit, Restart
 from velollm.backends.ollama import OllamaBackend
+from velollm.backends.ollama_http import LoadedModel
 from velollm.errors import VeloError
 from velollm.facts import ServerFacts
 from velollm.targets.activation import Activation
@@ -83,6 +84,23 @@ def wait_until_up(backend: OllamaBackend, patience: Patience) -> None:
             raise VeloError(
                 f"the server at {backend.url} did not answer again within {patience.up_s:.0f} s", "look at its log"
             )
+        patience.pause(min(_PAUSE_S, left_s))
+
+
+def unload(
+    models: Iterable[LoadedModel], backend: OllamaBackend, cockpit: Cockpit, patience: Patience | None = None
+) -> None:
+    """Take models out of memory, each once its answers are done.
+
+    Ollama keeps one that is at work, and forgets it by itself afterwards (server/sched.go:1713 of v0.33.0-rc2,
+    `expireRunner`); where that takes longer than we wait, the next load waits for it.
+    """
+    patience, names = patience or Patience(), {model.name for model in models}
+    for name in sorted(names):
+        backend.api.unload(name)
+    until = patience.clock() + patience.idle_s
+    while (left := names & {model.name for model in backend.holding()}) and (left_s := until - patience.clock()) > 0:
+        cockpit(0.96, f"waiting until {', '.join(sorted(left))} has left the memory", left_s)
         patience.pause(min(_PAUSE_S, left_s))
 
 

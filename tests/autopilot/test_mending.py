@@ -104,6 +104,11 @@ def test_what_may_be_mended_where(run: Run, facts: Facts, wanted: Mend | None, m
     assert bool(choose_mendable(facts, [finding(wanted)])) == may
 
 
+def test_what_another_place_decides_is_not_offered() -> None:
+    unit = server(managed="systemd", unit="ollama.service", configured={"/etc/default/ollama": {"A": "0"}})
+    assert "/etc/default/ollama, which wins" in (unmendable(unit, EnvironmentMend({"A": "1"})) or "")
+
+
 def test_a_variable_is_set_in_one_flight_and_taken_back(paths: Paths, run: Run, backend: OllamaBackend) -> None:
     paths.ollama_env.write_text("# mine\nOLLAMA_MAX_QUEUE=9\n")
     done = mend(

@@ -24,7 +24,8 @@ from velollm.probe.source import TextSource
 
 SHOW = (
     "systemctl show ollama.service --no-pager -p "
-    "LoadState,ActiveState,UnitFileState,MainPID,User,Environment,EnvironmentFiles,NeedDaemonReload,FragmentPath"
+    "LoadState,ActiveState,UnitFileState,MainPID,User,Environment,EnvironmentFiles,UnsetEnvironment,NeedDaemonReload,"
+    "FragmentPath"
 )
 JOURNAL = "journalctl -u ollama.service -n 20000 -o cat --no-pager --quiet"
 UNIT = """LoadState=loaded
@@ -80,6 +81,14 @@ def test_a_service_and_what_it_sets() -> None:
         },
         unreadable_files=("/etc/secret",),
     )
+
+
+def test_what_a_unit_takes_away_is_not_set() -> None:
+    text = f"{UNIT}UnsetEnvironment=OLLAMA_NUM_PARALLEL OTHER=1\n"
+    source = TextSource({"/etc/default/ollama": "OLLAMA_NUM_PARALLEL=4\n"}, {SHOW: text})
+    service = read_service(source, "ollama.service")
+    assert service is not None
+    assert service.configured == {"systemctl show ollama.service": {"PATH": "/usr/bin", "OLLAMA_ORIGINS": "a b"}}
 
 
 def test_no_such_service() -> None:

@@ -129,6 +129,18 @@ def test_an_override_that_cannot_be_changed_is_named(tmp_path: Path) -> None:
         place.writes({"A": "1"})
 
 
+def test_what_the_project_itself_sets_cannot_be_taken_away_by_an_override(tmp_path: Path) -> None:
+    place = compose_place(tmp_path)
+    with pytest.raises(VeloError, match=r"OLLAMA_KEEP_ALIVE: not set in the override file .*override\.yml"):
+        place.writes({"A": "1", "OLLAMA_KEEP_ALIVE": None})
+    assert place.writes({"GONE": None}) == []
+    (tmp_path / "project" / "docker-compose.override.yml").write_text(
+        "services:\n  llm:\n    environment:\n      OLLAMA_KEEP_ALIVE: 1h\n      B: x\n"
+    )
+    ((_, _, after),) = place.writes({"OLLAMA_KEEP_ALIVE": None})
+    assert after.text == "services:\n  llm:\n    environment:\n      B: x\n"
+
+
 def test_a_plain_container_is_never_made_anew_by_us(tmp_path: Path) -> None:
     place = place_of(tmp_path, answers={f"docker inspect {ID}": inspected()})
     assert isinstance(place, DockerRunPlace)
@@ -160,6 +172,12 @@ def test_a_server_that_nobody_keeps_is_for_velollm_run(tmp_path: Path) -> None:
     for server in (UNSEEN, ServerFacts(managed="by hand"), ServerFacts(managed="velollm run"), None):
         root = tmp_path / str(server and server.managed)
         assert isinstance(place_of(root, server or ServerFacts()), RunPlace)
+
+
+def test_a_server_of_a_terminal_is_started_without_what_is_to_be_gone(tmp_path: Path) -> None:
+    place = place_of(tmp_path, ServerFacts(managed="by hand"))
+    assert place.by_hand({"A": "x y", "B": None}) == ("env -u B A='x y' ollama serve",)
+    assert place.by_hand({"A": "1"}) == ("A=1 ollama serve",)
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "[1]", "{", '[{"Config": 1, "HostConfig": []}]'])

@@ -86,6 +86,16 @@ def test_what_the_app_decides_itself_is_refused(tmp_path: Path) -> None:
         place.writes({"OLLAMA_CONTEXT_LENGTH": "8192"})
 
 
+def test_what_the_session_does_not_set_cannot_be_taken_from_it(tmp_path: Path) -> None:
+    app = APP.model_copy(update={"environment": {"LLAMA_ARG_THREADS": "many", "OLLAMA_KEEP_ALIVE": "1h"}})
+    machine, _ = mac(tmp_path, {"launchctl getenv OLLAMA_KEEP_ALIVE": "1h\n"})
+    place = choose_place(ground(tmp_path, app, machine))
+    with pytest.raises(VeloError, match="LLAMA_ARG_THREADS: not set in the launchd session"):
+        place.writes({"LLAMA_ARG_THREADS": None})
+    ((target, _, after),) = place.writes({"OLLAMA_KEEP_ALIVE": None})
+    assert (target.label, after) == ("launchd variable OLLAMA_KEEP_ALIVE", ABSENT)
+
+
 def test_homebrews_job_is_restarted_and_its_own_variables_win(tmp_path: Path) -> None:
     machine, _ = mac(tmp_path, {"launchctl list": LISTED})
     place = choose_place(ground(tmp_path, ServerFacts(managed="launchd"), machine, 812))

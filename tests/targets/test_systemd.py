@@ -72,6 +72,36 @@ def test_an_environment_file_that_wins_is_named(tmp_path: Path) -> None:
     assert place.writes({"OLLAMA_NUM_PARALLEL": "2"}) != []
 
 
+@pytest.mark.parametrize("where", ["systemctl show ollama.service", "/etc/default/ollama"])
+def test_what_the_unit_itself_sets_is_taken_away_by_name_and_not_set_to_nothing(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "etc" / FILE
+    server = SERVER.model_copy(update={"configured": {where: {"LLAMA_ARG_THREADS": "many"}}})
+    machine = system(tmp_path, as_root=True)
+    place = choose_place(ground(tmp_path, server, machine))
+    ((target, _, after),) = place.writes({"LLAMA_ARG_THREADS": None, "LLAMA_ARG_BATCH": None, "A": "1"})
+    target.write(after)
+    assert path.read_text().endswith('[Service]\nEnvironment="A=1"\nUnsetEnvironment=LLAMA_ARG_THREADS\n')
+    assert place.read() == {"A": "1"}
+    assert " '[Service]' UnsetEnvironment=LLAMA_ARG_THREADS > " in place.by_hand({"LLAMA_ARG_THREADS": None})[1]
+    # From then on systemd tells of it no more; it stays away until somebody wants a value, or nothing is left.
+    place = choose_place(ground(tmp_path, SERVER, machine))
+    assert place.writes({"LLAMA_ARG_THREADS": None}) == []
+    ((_, _, after),) = place.writes({"A": None})
+    assert after.text.endswith("[Service]\nUnsetEnvironment=LLAMA_ARG_THREADS\n")
+    ((_, _, after),) = place.writes({"LLAMA_ARG_THREADS": "4"})
+    assert after.text.endswith('[Service]\nEnvironment="A=1"\nEnvironment="LLAMA_ARG_THREADS=4"\n')
+
+
+def test_what_only_our_drop_in_sets_just_goes(tmp_path: Path) -> None:
+    place = choose_place(ground(tmp_path, SERVER, system(tmp_path, as_root=True)))
+    ((target, _, after),) = place.writes({"OLLAMA_NUM_PARALLEL": "4"})
+    target.write(after)
+    known = {"configured": {"systemctl show ollama.service": {"OLLAMA_NUM_PARALLEL": "4"}}}
+    place = choose_place(ground(tmp_path, SERVER.model_copy(update=known), system(tmp_path, as_root=True)))
+    ((_, _, after),) = place.writes({"OLLAMA_NUM_PARALLEL": None})
+    assert after.content is None
+
+
 def test_sudo_is_for_the_write_and_the_restart_and_is_shown(tmp_path: Path) -> None:
     programs = Programs({"sudo -n true": ""})
     place = choose_place(ground(tmp_path, SERVER, system(tmp_path, programs)))

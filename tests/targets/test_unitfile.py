@@ -12,6 +12,7 @@ from velollm.errors import VeloError
 from velollm.targets.unitfile import (
     parse_dropin,
     parse_show_environment,
+    parse_unset,
     quote_assignment,
     render_dropin,
     split_words,
@@ -27,9 +28,29 @@ def test_what_is_written_is_read_again(environment: dict[str, str]) -> None:
     assert parse_dropin(render_dropin(environment)) == environment
 
 
+@given(st.dictionaries(NAMES, VALUES | st.none(), max_size=4))
+def test_what_is_taken_away_is_read_again(environment: dict[str, str | None]) -> None:
+    text = render_dropin(environment)
+    assert {**parse_dropin(text), **dict.fromkeys(parse_unset(text))} == environment
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("UnsetEnvironment=A B", ("A", "B")),
+        ('UnsetEnvironment="A" C=1', ("A",)),
+        ("UnsetEnvironment=A\nUnsetEnvironment=\nUnsetEnvironment=B B", ("B",)),
+        ("Environment=A=", ()),
+    ],
+)
+def test_variables_that_are_taken_away_by_name(lines: str, names: tuple[str, ...]) -> None:
+    assert parse_unset(f"[Service]\n{lines}\n[Unit]\nUnsetEnvironment=U\n") == names
+
+
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_parsers(text: str) -> None:
     assert all("=" not in name for name in parse_dropin(f"[Service]\n{text}"))
+    assert all("=" not in name for name in parse_unset(f"[Service]\n{text}"))
     split_words(text)
     parse_show_environment(text)
 
@@ -119,7 +140,7 @@ def verify(directory: Path, dropin: str) -> str:
 
 
 def test_systemd_itself_accepts_a_drop_in(tmp_path: Path) -> None:
-    assert verify(tmp_path, render_dropin(ODD)) == ""
+    assert verify(tmp_path, render_dropin({**ODD, "GONE": None})) == ""
 
 
 def test_systemd_would_complain_of_a_wrong_one(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def test_the_users_own_variables_are_seen_and_are_not_ours(registry: Path) -> No
     assert place.writes({"OLLAMA_KEEP_ALIVE": "5m", "GONE": None}) == []
 
 
+def test_what_the_account_does_not_set_cannot_be_taken_from_it(registry: Path) -> None:
+    app = APP.model_copy(update={"environment": {"Llama_Arg_Threads": "many", "OLLAMA_KEEP_ALIVE": "5m"}})
+    place = choose_place(ground(registry.parent, app, system(registry.parent, platform="win32")))
+    with pytest.raises(VeloError, match="LLAMA_ARG_THREADS: not set in the environment variables of your Windows"):
+        place.writes({"LLAMA_ARG_THREADS": None})
+    ((_, _, after),) = place.writes({"OLLAMA_KEEP_ALIVE": None})
+    assert after.content is None
+
+
 def test_what_is_no_text_is_left_alone() -> None:
     with pytest.raises(VeloError, match="no text"):
         WindowsVariableTarget("BLOB").read()

@@ -61,8 +61,14 @@ def unmendable(facts: Facts, mend: Mend | None, place: EnvironmentPlace | None =
     if isinstance(mend, ParameterMend):
         return None if server.reachable else "the server does not answer"
     place = place or place_of(facts)
-    refusal = place.refusal() if isinstance(mend, EnvironmentMend) else None
-    return refusal or place.activation.lacking()
+    if isinstance(mend, EnvironmentMend):
+        try:
+            place.check(mend.variables)
+        except VeloError as error:
+            return error.message
+        if refusal := place.refusal():
+            return refusal
+    return place.activation.lacking()
 
 
 def place_of(facts: Facts, paths: Paths | None = None) -> EnvironmentPlace:

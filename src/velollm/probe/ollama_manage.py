@@ -14,7 +14,8 @@ from velollm.targets.unitfile import parse_show_environment
 _UNIT = re.compile(r"/([\w@.:\\-]{1,200}\.service)(?=/|$)")
 _BOX = re.compile(r"docker|containerd|kubepods|libpod|/lxc|/machine\.slice|nspawn")
 _PROPERTIES = (
-    "LoadState,ActiveState,UnitFileState,MainPID,User,Environment,EnvironmentFiles,NeedDaemonReload,FragmentPath"
+    "LoadState,ActiveState,UnitFileState,MainPID,User,Environment,EnvironmentFiles,UnsetEnvironment,NeedDaemonReload,"
+    "FragmentPath"
 )
 
 
@@ -81,6 +82,8 @@ def read_service(source: Source, unit: str, *, user_unit: bool = False) -> Servi
     texts = {path: source.read(path) for path in files}
     configured = {f"systemctl show {unit}": parse_show_environment(known.get("Environment", [""])[0])}
     configured.update({path: _parse_file(text) for path, text in texts.items() if text is not None})
+    unset = known.get("UnsetEnvironment", [""])[0].split()  # last of all, and over every file (systemd.exec(5))
+    configured = {p: {n: v for n, v in names.items() if n not in unset} for p, names in configured.items()}
     pid = known.get("MainPID", ["0"])[0]
     return Service(
         unit=unit,

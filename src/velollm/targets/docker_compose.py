@@ -10,7 +10,7 @@ from velollm.targets.activation import Activation, CommandActivation
 from velollm.targets.base import State
 from velollm.targets.composefile import HEADER, parse_environment, render_environment
 from velollm.targets.docker import Container, find_container
-from velollm.targets.environment import Changes, EnvironmentPlace, Ground
+from velollm.targets.environment import Changes, EnvironmentPlace, Ground, refuse_foreign
 from velollm.targets.file import FileTarget
 from velollm.targets.places import Write
 from velollm.targets.system import System
@@ -74,7 +74,14 @@ class ComposePlace(EnvironmentPlace):
     def read(self) -> dict[str, str]:
         return parse_environment(self.file.read().text, self._service)
 
+    def check(self, changes: Changes) -> None:
+        if gone := [name for name, value in changes.items() if value is None]:
+            here = self.read()
+            elsewhere = (name for name in gone if name not in here)
+            refuse_foreign(elsewhere, self._container.environment, f"override file {self.label}")
+
     def writes(self, changes: Changes) -> list[Write]:
+        self.check(changes)
         before = self.file.read()
         text = before.text if before.content is not None else HEADER
         try:

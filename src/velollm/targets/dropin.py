@@ -13,7 +13,7 @@ from velollm.targets.environment import Changes, EnvironmentPlace
 from velollm.targets.file import FileTarget
 from velollm.targets.places import Write
 from velollm.targets.system import System
-from velollm.targets.unitfile import parse_dropin, quote_assignment, render_dropin
+from velollm.targets.unitfile import parse_dropin, parse_unset, render_dropin, unit_line
 
 FILE = "velollm.conf"
 MODE = 0o644
@@ -51,25 +51,34 @@ class DropinPlace(EnvironmentPlace):
 
     def _ours(self, state: State) -> str:
         """The text of a file that is as we would write it. Raises `VeloError` where somebody has edited it."""
-        if state.content is not None and render_dropin(parse_dropin(state.text)) != state.text:
+        if state.content is not None and render_dropin(_parse(state.text)) != state.text:
             raise VeloError(
                 f"{self.label} was not written by VeloLLM, or was edited since",
                 f"move it to another name, such as {self.path.with_name('override.conf')}",
             )
         return state.text
 
-    def writes(self, changes: Changes) -> list[Write]:
+    def check(self, changes: Changes) -> None:
         if shadowed := self._shadowed(changes):
             files = " and ".join(sorted(set(shadowed.values())))
             raise VeloError(f"{', '.join(shadowed)}: set in {files}, which wins over a drop-in", "change it there")
+
+    def writes(self, changes: Changes) -> list[Write]:
+        self.check(changes)
         before = self.file.read()
-        after = self._after(parse_dropin(self._ours(before)), changes)
+        after = self._after(_parse(self._ours(before)), changes)
         return [] if before.matches(after) else [(self.file, before, after)]
 
-    def _after(self, now: dict[str, str], changes: Changes) -> State:
+    def _after(self, now: Changes, changes: Changes) -> State:
         merged = {**now, **changes}
-        environment = {name: value for name, value in merged.items() if value is not None}
+        environment = {name: value for name, value in merged.items() if value is not None or self._unsets(name, now)}
         return State(render_dropin(environment).encode(), MODE) if environment else ABSENT
+
+    def _unsets(self, name: str, now: Changes) -> bool:
+        """Does it take an `UnsetEnvironment=` to be rid of a variable: does another place than our drop-in set it?"""
+        ours, configured = now.get(name), (self._server.configured or {}).values()
+        seen = [names[name] for names in (*configured, self._server.environment or {}) if name in names]
+        return (name in now and ours is None) or any(value != ours for value in seen)
 
     def _shadowed(self, changes: Changes) -> dict[str, str]:
         """Changes that an environment file of the unit would undo, and that file."""
@@ -78,13 +87,18 @@ class DropinPlace(EnvironmentPlace):
             name: path
             for name, value in changes.items()
             for path, names in files.items()
-            if name in names and names[name] != value
+            if value is not None and name in names and names[name] != value
         }
 
     def by_hand(self, changes: Changes) -> tuple[str, ...]:
-        lines = ["[Service]", *(f"Environment={quote_assignment(n, v)}" for n, v in changes.items() if v is not None)]
+        lines = ["[Service]", *(unit_line(n, v) for n, v in changes.items() if v is not None or self._unsets(n, {}))]
         text = shlex.join(["printf", r"%s\n", *lines])
         sudo = self._systemctl[0] == "sudo"
         directory, path = shlex.quote(str(self.path.parent)), shlex.quote(str(self.path))
         write = f"{text} | sudo tee {path}" if sudo else f"{text} > {path}"
         return (f"{'sudo ' if sudo else ''}mkdir -p {directory}", write, *self.activation.commands())
+
+
+def _parse(text: str) -> dict[str, str | None]:
+    """What a drop-in sets, and, as None, what it takes away."""
+    return {**parse_dropin(text), **dict.fromkeys(parse_unset(text))}

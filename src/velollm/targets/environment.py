@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from velollm.config import Paths
+from velollm.errors import VeloError
 from velollm.facts import Facts
 from velollm.targets.activation import Activation
 from velollm.targets.places import Write
@@ -61,9 +62,13 @@ class EnvironmentPlace(ABC):
         """What of `read` is in a file of our own; all of it, unless a place says otherwise."""
         return self.read() if self.owned else {}
 
+    def check(self, changes: Changes) -> None:
+        """Raises `VeloError` where another place decides one of these variables, whatever is written here."""
+        return
+
     @abstractmethod
     def writes(self, changes: Changes) -> list[Write]:
-        """What these changes mean for targets. Raises `VeloError` where they cannot be made there."""
+        """What these changes mean for targets. Raises `VeloError` where they cannot be made there, as `check` does."""
 
     def refusal(self) -> str | None:
         """Why we cannot write there ourselves; None where we can."""
@@ -72,6 +77,21 @@ class EnvironmentPlace(ABC):
     @abstractmethod
     def by_hand(self, changes: Changes) -> tuple[str, ...]:
         """What a person would type to make these changes and bring them to effect."""
+
+
+def refuse_foreign(names: Iterable[str], running: Mapping[str, str] | None, label: str) -> None:
+    """Nothing here takes away what is not set here: an empty value would be one to the engine.
+
+    ``names``: variables to be taken away that the place does not set; ``running``: those of the server.
+
+    Raises:
+        VeloError: the server has one of them all the same.
+    """
+    if foreign := [name for name in names if name in (running or {})]:
+        raise VeloError(
+            f"{', '.join(foreign)}: not set in the {label}, and so it cannot be taken away there",
+            "take it out where it is set, then restart the server",
+        )
 
 
 def choose_place(ground: Ground) -> EnvironmentPlace:

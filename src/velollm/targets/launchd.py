@@ -18,7 +18,7 @@ from velollm.backends.ollama_render import ENVIRONMENT_NAMES
 from velollm.errors import VeloError
 from velollm.targets.activation import Activation, CommandActivation
 from velollm.targets.base import ABSENT, Address, State, Target
-from velollm.targets.environment import Changes, EnvironmentPlace, Ground
+from velollm.targets.environment import Changes, EnvironmentPlace, Ground, refuse_foreign
 from velollm.targets.file import FileTarget
 from velollm.targets.places import Write
 from velollm.targets.system import System, run_or_raise
@@ -99,6 +99,7 @@ class LaunchdPlace(EnvironmentPlace):
 
     def __init__(self, ground: Ground, app: bool) -> None:
         self._system, self._app, self._pid = ground.system, app, ground.pid
+        self._running = ground.facts.server.environment if ground.facts.server else None
         self._agents = ground.system.home / "Library" / "LaunchAgents"
         self.agent = FileTarget(self._agents / f"{LABEL}.plist")
         self._job = None if app else self._find_job()
@@ -140,7 +141,7 @@ class LaunchdPlace(EnvironmentPlace):
         return {name: value for name, value in values.items() if value is not None}
 
     def writes(self, changes: Changes) -> list[Write]:
-        self._refuse_overridden(changes)
+        self.check(changes)
         for name, value in changes.items():
             if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value or ""):
                 raise VeloError(f"the value of {name} has a control character in it", "give a plain value")
@@ -156,8 +157,7 @@ class LaunchdPlace(EnvironmentPlace):
         after = State(render_agent(kept), 0o644) if kept else ABSENT
         return found if before.matches(after) else [*found, (self.agent, before, after)]
 
-    def _refuse_overridden(self, changes: Changes) -> None:
-        """Some variables are decided elsewhere, whatever the session says."""
+    def check(self, changes: Changes) -> None:
         if self._app:
             decided = dict.fromkeys(_OF_THE_APP, "the settings of the Ollama app")
         else:
@@ -167,6 +167,8 @@ class LaunchdPlace(EnvironmentPlace):
         for name in changes:
             if name in decided:
                 raise VeloError(f"{name} is decided by {decided[name]}", "change it there")
+        gone = [n for n, value in changes.items() if value is None and read_variable(self._system, n) is None]
+        refuse_foreign(gone, self._running, self.label)
 
     def by_hand(self, changes: Changes) -> tuple[str, ...]:
         lines = [

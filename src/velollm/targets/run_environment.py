@@ -46,8 +46,9 @@ class RunPlace(EnvironmentPlace):
         return [(self.file, before, State.of_text(render_env(before.text, said)))]
 
     def by_hand(self, changes: Changes) -> tuple[str, ...]:
+        gone = [f"-u {name}" for name, value in changes.items() if value is None]
         words = [f"{name}={shlex.quote(value)}" for name, value in changes.items() if value is not None]
-        return (" ".join([*words, "ollama serve"]),)
+        return (" ".join([*(["env", *gone] if gone else []), *words, "ollama serve"]),)
 
 
 place = RunPlace

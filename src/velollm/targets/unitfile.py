@@ -34,9 +34,20 @@ def quote_assignment(name: str, value: str) -> str:
     return f'"{text}"'
 
 
-def render_dropin(environment: Mapping[str, str], header: str = HEADER) -> str:
-    """A drop-in that sets these variables. Raises `VeloError` as `quote_assignment` does."""
-    lines = [f"Environment={quote_assignment(name, value)}\n" for name, value in environment.items()]
+def unit_line(name: str, value: str | None) -> str:
+    """The line that sets a variable, or, where None, takes it from whatever else sets it.
+
+    An empty value would be one to the program. ``UnsetEnvironment=`` comes last of all, after every
+    ``EnvironmentFile=`` too (systemd.exec(5)). Raises `VeloError` as `quote_assignment` does.
+    """
+    assignment = quote_assignment(name, value or "")
+    return f"UnsetEnvironment={name}" if value is None else f"Environment={assignment}"
+
+
+def render_dropin(environment: Mapping[str, str | None], header: str = HEADER) -> str:
+    """A drop-in with a `unit_line` for each variable, those that set one first."""
+    ordered = sorted(environment.items(), key=lambda pair: pair[1] is None)
+    lines = [f"{unit_line(name, value)}\n" for name, value in ordered]
     return f"{header}[Service]\n{''.join(lines)}"
 
 
@@ -53,6 +64,18 @@ def parse_dropin(text: str) -> dict[str, str]:
             found.clear()
         found.update(_assignments(value))
     return found
+
+
+def parse_unset(text: str) -> tuple[str, ...]:
+    """The variables that a unit file or drop-in takes away by name, whatever their value."""
+    found: list[str] = []
+    for section, key, value in _directives(text):
+        if (section, key) != ("Service", "UnsetEnvironment"):
+            continue
+        if not value:
+            found.clear()
+        found += [word for word in split_words(value)[0] if _NAME.fullmatch(word)]
+    return tuple(dict.fromkeys(found))
 
 
 def _assignments(value: str) -> dict[str, str]:

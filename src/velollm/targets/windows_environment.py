@@ -16,7 +16,7 @@ from typing import Any
 from velollm.errors import VeloError
 from velollm.targets.activation import Activation, ManualActivation
 from velollm.targets.base import ABSENT, Address, State, Target, canonical_json
-from velollm.targets.environment import Changes, EnvironmentPlace, Ground
+from velollm.targets.environment import Changes, EnvironmentPlace, Ground, refuse_foreign
 from velollm.targets.places import Write
 from velollm.targets.system import System, run_or_raise
 
@@ -166,6 +166,7 @@ class WindowsPlace(EnvironmentPlace):
         self._system = ground.system
         self._app = server is not None and server.managed == "app" and server.binary
         self._names: tuple[str, ...] = ()
+        self._running = {n.upper(): v for n, v in ((server.environment if server else None) or {}).items()}
 
     @classmethod
     def available(cls, ground: Ground) -> WindowsPlace | None:
@@ -187,7 +188,13 @@ class WindowsPlace(EnvironmentPlace):
     def read(self) -> dict[str, str]:
         return {name.upper(): value for name, value in read_user_environment().items()}
 
+    def check(self, changes: Changes) -> None:
+        here = self.read()
+        gone = [name.upper() for name, value in changes.items() if value is None]
+        refuse_foreign((name for name in gone if name not in here), self._running, self.label)
+
     def writes(self, changes: Changes) -> list[Write]:
+        self.check(changes)
         self._names = tuple(name.upper() for name in changes)
         found: list[Write] = []
         for name, value in changes.items():

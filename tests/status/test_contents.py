@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velollm.status.contents import parse_settings_of
-from velollm.targets.base import State, canonical_json
+from velollm.targets.base import Address, State, canonical_json
+from velollm.targets.launchd import render_agent
 
 
 @pytest.mark.parametrize(
@@ -20,11 +21,27 @@ from velollm.targets.base import State, canonical_json
         ('{"original":"00"}', {}),
         ('{"digest":"00","keep":true,"name":"x"}', {"keep": "true", "name": "x"}),
         ("", {}),
+        ("[Service]\nEnvironment=A=50%%\nUnsetEnvironment=B\n", {"A": "50%", "B": ""}),
+        ('services:\n  ollama:\n    environment:\n      A: "1"\n      B: x$$y\n', {"A": "1", "B": "x$y"}),
+        ("# mine\nservices:\n  web: {}\n  ollama:\n    environment: [A=1, B]\n", {"A": "1"}),
+        (render_agent({"A": "x y"}).decode(), {"A": "x y"}),
     ],
 )
 def test_each_kind_of_content(text: str, settings: dict[str, str] | None) -> None:
     found = parse_settings_of(State.of_text(text))
     assert found == ({"OLLAMA_NUM_PARALLEL": "4", "OTHER": "1", "X": "2"} if settings is None else settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "settings"),
+    [
+        ("a b", {"kind": "launchd-variable", "name": "A"}, {"A": "a b"}),
+        ('{"type":1,"value":"4"}', {"kind": "windows-variable", "name": "A"}, {"A": "4"}),
+        ("[*]\npoll = 0 ; none\n", {"kind": "file", "path": "/c/config.ini"}, {"poll": "0"}),
+    ],
+)
+def test_content_that_its_place_explains(text: str, address: Address, settings: dict[str, str]) -> None:
+    assert parse_settings_of(State.of_text(text), address) == settings
 
 
 def test_nothing_there_has_no_settings() -> None:

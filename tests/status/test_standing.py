@@ -70,6 +70,23 @@ def test_what_is_set_runs(paths: Paths) -> None:
     assert "Everything that is set runs." in shown(render_standing(standing), 120)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "verdict"),
+    [
+        ("compose.override.yaml", 'services:\n  llm:\n    environment:\n      OLLAMA_NUM_PARALLEL: "4"\n', "runs"),
+        ("velollm.conf", '[Service]\nEnvironment="OLLAMA_NUM_PARALLEL=4"\n', "runs"),
+        ("velollm.conf", "[Service]\nUnsetEnvironment=LLAMA_ARG_THREADS\n", "runs"),
+        ("velollm.conf", "[Service]\nUnsetEnvironment=OLLAMA_NUM_PARALLEL\n", "differs"),
+        ("config.ini", "[*]\npoll = 0\n", "unknown"),
+    ],
+)
+def test_each_kind_of_file_is_compared(paths: Paths, file: str, text: str, verdict: str) -> None:
+    fly(paths, text, paths.config / file)
+    os.utime(paths.config / file, (1, 1))
+    found = only(read_standing(paths, served({"OLLAMA_NUM_PARALLEL": "4"}, pid=os.getpid())))
+    assert found.verdict == verdict
+
+
 def test_a_setting_that_was_never_activated_waits_for_a_restart(paths: Paths) -> None:
     fly(paths, "OLLAMA_NUM_PARALLEL=4\n")
     later = datetime.now(UTC) + timedelta(hours=1)

@@ -4,41 +4,61 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from velollm.errors import VeloError
-from velollm.targets.base import State
+from velollm.targets.base import Address, State
+from velollm.targets.composefile import parse_environment, parse_services
 from velollm.targets.enginefile import parse_engine_settings
 from velollm.targets.envfile import parse_env
+from velollm.targets.inifile import parse_config
+from velollm.targets.launchd import LaunchdVariableTarget, parse_agent
 from velollm.targets.ollama_model import NO_VALUE
+from velollm.targets.unitfile import parse_dropin, parse_unset
+from velollm.targets.windows_environment import WindowsVariableTarget
 
-_UNIT_LINE = re.compile(r"^\s*Environment=(.*)$", re.MULTILINE)
 _MANIFESTS = ("original", "base", "digest")
 
 
-def parse_settings_of(state: State) -> dict[str, str] | None:
+def parse_settings_of(state: State, address: Address | None = None) -> dict[str, str] | None:
     """Settings by name; None where the content is nothing that can be taken apart.
 
-    Known are environment files, a unit's ``Environment=`` lines, ``engine.yaml`` (keys ``MODEL: knob``), and the JSON
-    of a model (its parameters) or of any other place (its entries).
+    ``address`` is of the target: a variable of a session or an account has its name there. Known besides are
+    environment files, a unit's drop-in, a launchd agent, a Compose file, ``config.ini``, ``engine.yaml`` (keys
+    ``MODEL: knob``), and the JSON of a model (its parameters) or of any other place (its entries).
     """
     if state.content is None:
         return {}
     try:
         text = state.content.decode("utf-8")
-    except UnicodeDecodeError:
+        return _parse(text, address or {})
+    except (UnicodeDecodeError, VeloError):
         return None
+
+
+def _parse(text: str, address: Address) -> dict[str, str] | None:
+    name, kind = str(address.get("name")), address.get("kind")
+    if kind == LaunchdVariableTarget.kind:
+        return {name: text}
+    if kind == WindowsVariableTarget.kind:
+        return {name: (_of_json(text) or {}).get("value", "")}
+    if str(address.get("path", "")).endswith(".ini"):
+        return parse_config(text)
     if text.lstrip().startswith("{"):
         return _of_json(text)
-    if _UNIT_LINE.search(text):
-        return _of_unit(text)
-    if re.search(r"^models:", text, re.MULTILINE):
-        return _of_engine(text)
-    try:
+    if text.startswith("<?xml"):
+        return parse_agent(text.encode())
+    return _of_lines(text)
+
+
+def _of_lines(text: str) -> dict[str, str]:
+    head = re.search(r"^(\[Service\]|services:|models:)", text, re.MULTILINE)
+    if head is None:
         return parse_env(text)
-    except VeloError:
-        return None
+    if head.group(1) == "[Service]":
+        # What is taken away by name is like what an environment file of ours sets to nothing.
+        return {**parse_dropin(text), **dict.fromkeys(parse_unset(text), "")}
+    return _of_compose(text) if head.group(1) == "services:" else _of_engine(text)
 
 
 def _of_json(text: str) -> dict[str, str] | None:
@@ -68,27 +88,11 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _of_unit(text: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for match in _UNIT_LINE.finditer(text):
-        found.update(_words(match.group(1)))
-    return found
+def _of_compose(text: str) -> dict[str, str]:
+    """Variables of all services together, for a flight changes those of one."""
+    return {name: value for service in parse_services(text) for name, value in parse_environment(text, service).items()}
 
 
-def _words(value: str) -> Iterator[tuple[str, str]]:
-    try:
-        words = shlex.split(value)
-    except ValueError:
-        words = value.split()
-    for word in words:
-        name, equals, text = word.partition("=")
-        if equals:
-            yield name, text
-
-
-def _of_engine(text: str) -> dict[str, str] | None:
-    try:
-        models: Mapping[str, Mapping[str, object]] = parse_engine_settings(text)
-    except VeloError:
-        return None
+def _of_engine(text: str) -> dict[str, str]:
+    models: Mapping[str, Mapping[str, object]] = parse_engine_settings(text)
     return {f"{model}: {knob}": str(value) for model, knobs in models.items() for knob, value in knobs.items()}

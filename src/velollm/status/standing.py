@@ -12,7 +12,7 @@ from velollm.facts import Facts, LoadedModelFacts, ServerFacts
 from velollm.journal import Change, Flight
 from velollm.probe.serverrun import parse_flags
 from velollm.status.contents import parse_settings_of
-from velollm.targets.base import State
+from velollm.targets.base import Address, State
 
 PlaceState = Literal["as written", "changed", "put back", "removed", "unreadable"]
 Verdict = Literal["runs", "waits", "differs", "changed", "idle", "unknown"]
@@ -111,7 +111,7 @@ def compare_standing(
             wanted.update(_wanted(change, flight.id, base))
     places = tuple(_place(flight, change, readings.get(label)) for label, (flight, change) in newest.items())
     settings = tuple(
-        _setting(label, key, flight, value, readings.get(label), server, engine_places)
+        _setting(newest[label][1], key, flight, value, readings.get(label), server, engine_places)
         for (label, key), (flight, value) in wanted.items()
     )
     return Standing(open_, places, settings, server.facts)
@@ -119,7 +119,7 @@ def compare_standing(
 
 def _wanted(change: Change, flight: str, base: Mapping[str, str]) -> dict[tuple[str, str], tuple[str, str | None]]:
     """(place, key) and what this change makes of it, for every key that it changes."""
-    before, after = parse_settings_of(change.before), parse_settings_of(change.after)
+    before, after = (parse_settings_of(state, change.address) for state in (change.before, change.after))
     if after is None or before is None:
         return {}
     before = before or dict(base)
@@ -156,7 +156,7 @@ def _time(moment: datetime) -> str:
 
 
 def _setting(
-    label: str,
+    change: Change,
     key: str,
     flight: str,
     wanted: str | None,
@@ -164,7 +164,7 @@ def _setting(
     server: Server,
     engine_places: frozenset[str],
 ) -> Setting:
-    there = _there(key, reading)
+    label, there = change.label, _there(key, reading, change.address)
     if reading is not None and reading.state is not None and there != wanted:
         running, where = _running(label, key, server, engine_places)
         return Setting(label, key, flight, wanted, there, running, where, "changed", _who(reading))
@@ -173,10 +173,10 @@ def _setting(
     return Setting(label, key, flight, wanted, there, running, where, verdict, detail)
 
 
-def _there(key: str, reading: PlaceReading | None) -> str | None:
+def _there(key: str, reading: PlaceReading | None, address: Address) -> str | None:
     if reading is None or reading.state is None:
         return None
-    found = parse_settings_of(reading.state)
+    found = parse_settings_of(reading.state, address)
     return None if found is None else found.get(key)
 
 
@@ -231,6 +231,8 @@ def _judge(
     if server.found is None or not server.found.reachable:
         return "unknown", "no server answers"
     if where is None:
+        if label.endswith(".ini"):
+            return "unknown", "the engine reads it with each load, and does not tell of it"
         if not _VARIABLE.fullmatch(key):
             idle = loaded_model(label, server) is None
             return ("idle", "the model is not in memory") if idle else ("unknown", "nothing tells it of a loaded model")

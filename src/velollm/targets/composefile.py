@@ -49,6 +49,13 @@ def parse_environment(text: str, service: str) -> dict[str, str]:
     return found
 
 
+def parse_services(text: str) -> tuple[str, ...]:
+    """Names of a Compose file's services. Raises `VeloError` where it is no Compose file."""
+    node = _find(_compose(text), "services")
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return tuple(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
+
+
 def render_environment(text: str, service: str, changes: Mapping[str, str | None]) -> str:
     """The text with these variables of a service set, or, where None, taken away.
 

@@ -15,7 +15,7 @@ from velollm.models.families import get_family
 from velollm.models.gguf import model_facts, read_gguf
 from velollm.models.succession import Succession
 from velollm.models.synthetic import Recipe, draw_blueprint, write_model
-from velollm.models.twin import draw_twin, model_of_header, parse_show
+from velollm.models.twin import draw_twin, model_of_header, model_of_shown
 
 
 def show() -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_a_twin_of_a_file_has_its_shape_and_formats(name: str, tmp_path: Path) -
 
 def test_a_server_tells_the_same_as_the_file() -> None:
     header = read_gguf(shared_dir("models") / "tiny-python-5m-f16.gguf")
-    told, read = parse_show(show(), "tiny-python"), model_of_header(header, "tiny-python")
+    told, read = model_of_shown(show(), "tiny-python"), model_of_header(header, "tiny-python")
     # The server sorts them in another way.
     assert set(told.tensors) == set(read.tensors)
     assert told.architecture == read.architecture
@@ -57,7 +57,7 @@ def test_a_server_tells_the_same_as_the_file() -> None:
 
 
 def test_another_mixture_and_chosen_text() -> None:
-    model = parse_show(show(), "tiny-python")
+    model = model_of_shown(show(), "tiny-python")
     blueprint = draw_twin(model, quantization="q8_0", succession=Succession(0.7))
     found = {tensor.name: tensor.type_name for tensor in blueprint.tensors}
     assert found["blk.0.attn_q.weight"] == "q8_0"
@@ -76,24 +76,24 @@ def test_towers_for_pictures_are_left_out() -> None:
     told = copy.deepcopy(show())
     told["tensors"].append({"name": "v.blk.0.attn_q.weight", "type": "F16", "shape": [64, 64]})
     told["model_info"]["llama.vision.block_count"] = 27
-    model = parse_show(told, "seeing")
-    assert model.tensors == parse_show(show(), "blind").tensors
+    model = model_of_shown(told, "seeing")
+    assert model.tensors == model_of_shown(show(), "blind").tensors
     assert "llama.vision.block_count" not in model.entries
 
 
 def test_what_cannot_have_a_twin() -> None:
     bare = show() | {"tensors": []}
     with pytest.raises(VeloError, match="does not tell the tensors of m"):
-        parse_show(bare, "m")
+        model_of_shown(bare, "m")
     odd = copy.deepcopy(show())
     odd["tensors"][0]["type"] = "Q9_X"
     with pytest.raises(VeloError, match="number format q9_x, which is not known"):
-        parse_show(odd, "m")
+        model_of_shown(odd, "m")
     nameless = copy.deepcopy(show())
     del nameless["model_info"]["general.architecture"]
     with pytest.raises(VeloError, match="does not tell its architecture"):
-        parse_show(nameless, "m")
+        model_of_shown(nameless, "m")
     silent = copy.deepcopy(show())
     silent["tensors"] = [item for item in silent["tensors"] if item["name"] != "token_embd.weight"]
     with pytest.raises(VeloError, match="no model that writes text"):
-        draw_twin(parse_show(silent, "m"))
+        draw_twin(model_of_shown(silent, "m"))

@@ -32,7 +32,7 @@ from velollm.models.synthetic import (
     read_succession,
     write_model,
 )
-from velollm.models.twin import Model, draw_twin, model_of_header, parse_show
+from velollm.models.twin import Model, draw_twin, model_of_header, model_of_shown
 from velollm.units import render_bytes
 
 STAND_IN = "made like "
@@ -110,7 +110,7 @@ def find_model(name: str, ollama_host: str | None) -> Model:
         return model_of_header(read_gguf(path), name)
     api = OllamaApi(parse_host(ollama_host))
     try:
-        return parse_show(api.show(name, verbose=True), name)
+        return model_of_shown(api.show(name, verbose=True), name)
     except OllamaRefusalError as error:
         raise VeloError(f"there is no model '{name}'", "give a GGUF file, or a model of `ollama list`") from error
     finally:

@@ -6,14 +6,14 @@ Where they come from: the header of a GGUF file, or what an Ollama server tells 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from velollm.errors import VeloError
-from velollm.models.header import GgufHeader, MetaValue, Passed
+from velollm.models.header import GgufHeader, Passed
 from velollm.models.quantization import choose_types, find_quantization, in_layer_order
+from velollm.models.shown import parse_shown_header
 from velollm.models.succession import Succession
 from velollm.models.synthetic import Blueprint, assemble
 from velollm.models.types import TYPE_IDS
@@ -21,11 +21,6 @@ from velollm.models.writer import NewTensor, WriteValue
 
 # Towers for pictures and sound, which text does not pass through.
 _TOWERS = ("v.", "mm.", "a.", "vision.", "audio.", "projector.")
-# JSON does not tell 10000 from 10000.0; the engine takes these keys as float32 only (src/llama-model.cpp).
-_FRACTIONS = re.compile(
-    r"(epsilon|eps|freq_base\w*|scale|scale_linear|factor|attn_factor|alpha|softcapping|multiplier|clamp_kqv|"
-    r"max_alibi_bias|beta_fast|beta_slow|ext_factor|yarn_\w+|temperature_scale)$"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,50 +37,18 @@ def model_of_header(header: GgufHeader, name: str) -> Model:
     """The model of a GGUF file.
 
     Raises:
-        VeloError: the file is one part of a split model, or has tensors in formats that are not known.
+        VeloError: the file is one part of a split model, names no architecture, or has tensors in unknown formats.
     """
     parts = header.metadata.get("split.count")
     if isinstance(parts, int) and parts > 1:
         raise VeloError(f"{name} is one part of a split model", "give a model that is one file")
-    entries = {key: value for key, value in header.metadata.items() if not isinstance(value, Passed)}
-    tensors = tuple(NewTensor(info.name, info.shape, info.type_name) for info in header.tensors)
-    return _model(name, entries, tensors)
-
-
-def parse_show(shown: Mapping[str, Any], name: str) -> Model:
-    """The model that an answer of ``/api/show`` describes; ``verbose`` ones have the lists with an entry a layer.
-
-    Raises:
-        VeloError: the server names no tensors (before v0.5.8), or the model is no GGUF one.
-    """
-    info, listed = shown.get("model_info"), shown.get("tensors")
-    if not isinstance(info, dict) or not isinstance(listed, list) or not listed:
-        raise VeloError(
-            f"the server does not tell the tensors of {name}", "a newer Ollama does; or give the path of a GGUF file"
-        )
-    entries = {key: found for key, value in info.items() if (found := _number_kind(key, value)) is not None}
-    tensors = tuple(
-        NewTensor(str(item["name"]), tuple(int(n) for n in item["shape"]), str(item["type"]).lower()) for item in listed
-    )
-    return _model(name, entries, tensors)
-
-
-def _number_kind(key: str, value: Any) -> MetaValue | None:
-    """A value of JSON as GGUF has it; None for what is empty or has no place in a twin."""
-    if isinstance(value, list):
-        return tuple(value) if value and len(value) <= 1024 and not isinstance(value[0], str) else None
-    if isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | float):
-        return float(value) if _FRACTIONS.search(key) else int(value) if value == int(value) else value
-    return None
-
-
-def _model(name: str, entries: Mapping[str, MetaValue], tensors: tuple[NewTensor, ...]) -> Model:
-    architecture = entries.get("general.architecture")
+    architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise VeloError(f"{name} does not tell its architecture", "give another model")
-    own = {key: value for key, value in entries.items() if _is_own(key, architecture) and not isinstance(value, Passed)}
+    # Of an empty list nobody can say what it is a list of.
+    told = {key: value for key, value in header.metadata.items() if not isinstance(value, Passed) and value != ()}
+    own = {key: value for key, value in told.items() if _is_own(key, architecture)}
+    tensors = (NewTensor(info.name, info.shape, info.type_name) for info in header.tensors)
     text = tuple(tensor for tensor in tensors if not tensor.name.startswith(_TOWERS))
     unknown = next((tensor for tensor in text if tensor.type_name not in TYPE_IDS), None)
     if unknown is not None:
@@ -94,6 +57,20 @@ def _model(name: str, entries: Mapping[str, MetaValue], tensors: tuple[NewTensor
             "choose a quantization with --quant",
         )
     return Model(name, architecture, own, text)
+
+
+def model_of_shown(shown: Mapping[str, Any], name: str) -> Model:
+    """The model that an answer of ``/api/show`` describes; ``verbose`` ones have the lists with an entry a layer.
+
+    Raises:
+        VeloError: the server names no tensors (before v0.5.8), or as `model_of_header`.
+    """
+    header = parse_shown_header(shown, name)
+    if header is None:
+        raise VeloError(
+            f"the server does not tell the tensors of {name}", "a newer Ollama does; or give the path of a GGUF file"
+        )
+    return model_of_header(header, name)
 
 
 def _is_own(key: str, architecture: str) -> bool:

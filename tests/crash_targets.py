@@ -78,7 +78,8 @@ def of_place(make: Callable[[Path], EnvironmentPlace | None]) -> Callable[[Path]
 
 
 def unit(root: Path, *, user: bool = False, as_root: bool = False) -> EnvironmentPlace | None:
-    server = ServerFacts(managed="systemd", unit="ollama.service", user_unit=user)
+    own = {"systemctl show ollama.service": {"OLLAMA_GONE": "x"}}  # so that it has to be unset by name
+    server = ServerFacts(managed="systemd", unit="ollama.service", user_unit=user, configured=own)
     kind = UserUnitPlace if user else SystemUnitPlace
     return kind.available(ground_of(root, server, system_of(root, as_root=as_root)))
 

@@ -160,6 +160,16 @@ def test_a_finding_of_any_words_is_cleaned(
     assert str(address) not in text
 
 
+def test_a_line_of_the_kernels_log_does_not_name_a_program_of_somebody() -> None:
+    line = "NVRM: Xid (PCI:0000:01:00): 79, pid=4711, name=zqsecret-tool, GPU has fallen off the bus."
+    facts = Facts.model_validate({"os": "linux", "kernel": {"resumes": 1, "gpu_errors": [line]}})
+    findings = diagnose(facts)
+    assert any(line in seen.value for finding in findings for seen in finding.evidence)
+    text = render_bug_report(facts, findings, "1", Identity())
+    assert "the kernel lost a GPU" in text
+    assert "zqsecret" not in text
+
+
 def test_what_helps_stays() -> None:
     facts = Facts.model_validate(
         {

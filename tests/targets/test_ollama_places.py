@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+import tests.fake_winreg
 from tests.fake_ollama import FakeOllama, StoredModel
+from tests.targets.outside import Programs, ground, system
 from velollm.apply import Write, apply_writes, undo_flight
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_find import ServerProcess
 from velollm.errors import VeloError
+from velollm.facts import ServerFacts
 from velollm.journal import FlightMeta, Journal
 from velollm.knobs import KnobValue
 from velollm.targets.ollama_places import OllamaPlaces, tuning_of
@@ -86,6 +90,45 @@ def test_what_a_flight_set_is_not_the_users_own(tmp_path: Path) -> None:
         ("model", "num_thread"): "1",
     }
     assert places(tmp_path, {"OLLAMA_NUM_PARALLEL": "2"}).own_knobs() == {}
+
+
+SHELL = {"OLLAMA_NUM_PARALLEL": "8"}
+IN_BOX = '[{"Name": "/ollama", "Config": {"Image": "o", "Env": ["OLLAMA_NUM_PARALLEL=8"], "Labels": {%s}}}]'
+IN_PROJECT = '"com.docker.compose.service": "llm", "com.docker.compose.project.working_dir": "%s"'
+OVERRIDE = "services:\n  llm:\n    environment:\n      OLLAMA_NUM_PARALLEL: 8\n"
+UNIT: dict[str, object] = {"managed": "systemd", "unit": "o.service"}
+BOX: dict[str, object] = {"managed": "container", "reachable": True, "pid": 77}
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "server"),
+    [
+        ("SystemUnitPlace", "linux", {**UNIT, "user_unit": False, "configured": {"systemctl show o.service": SHELL}}),
+        ("UserUnitPlace", "linux", {**UNIT, "user_unit": True, "configured": {"/home/me/env": SHELL}}),
+        ("LaunchdPlace", "darwin", {"managed": "app"}),
+        ("WindowsPlace", "win32", {"managed": "app", "binary": "C:\\ollama.exe"}),
+        ("ComposePlace", "linux", BOX),
+        ("DockerRunPlace", "linux", BOX),
+        ("RunPlace", "linux", {"managed": "velollm run", "configured": {"its shell": SHELL}}),
+    ],
+)
+def test_what_the_user_set_is_own_in_every_kind_of_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, platform: str, server: dict[str, object]
+) -> None:
+    (tmp_path / "registry.json").write_text('{"Environment": {"OLLAMA_NUM_PARALLEL": ["8", 1]}}')
+    monkeypatch.setitem(sys.modules, "winreg", tests.fake_winreg)
+    monkeypatch.setenv("FAKE_REGISTRY", str(tmp_path / "registry.json"))
+    (tmp_path / "compose.override.yaml").write_text(OVERRIDE)
+    (tmp_path / "proc" / "77").mkdir(parents=True)
+    (tmp_path / "proc" / "77" / "cgroup").write_text(f"0::/docker-{'a1' * 32}.scope\n")
+    box = IN_BOX % (IN_PROJECT % tmp_path if kind == "ComposePlace" else "")
+    programs = Programs({"launchctl getenv OLLAMA_NUM_PARALLEL": "8\n", f"docker inspect {'a1' * 32}": box})
+    known = ground(tmp_path, ServerFacts.model_validate(server), system(tmp_path, programs, platform=platform))
+    found = OllamaPlaces(Ollama(), MODEL, tmp_path / "ollama.env", ground=known)
+    assert type(found.environment).__name__ == kind
+    assert found.own_knobs() == {"slots": 8}
+    ours = OllamaPlaces(Ollama(), MODEL, tmp_path / "ollama.env", ground=known, recorded=SHELL)
+    assert ours.own_knobs() == ({"slots": 8} if found.environment.owned else {})
 
 
 def test_apply_and_undo_leave_no_trace(tmp_path: Path, fake: FakeOllama) -> None:

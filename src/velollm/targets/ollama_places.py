@@ -111,7 +111,9 @@ class OllamaPlaces(Places):
         """Knobs that the user has set: in the server's environment, or in the model as it was before us."""
         place = self.environment
         ours = place.ours() if place.owned else self._recorded
-        environ = {**self._running(), **({} if place.owned else tuning_of(place.read()))}
+        # What of an owned place is not in a file of ours, such as a session's variable, is the user's too.
+        there = {n: v for n, v in tuning_of(place.read()).items() if not place.owned or n not in ours}
+        environ = {**self._running(), **there}
         own = {key: value for key, value in environ.items() if ours.get(key) != value}
         original = self._copy if self.up and self._has_copy() else self.model
         return parse_settings(own, _numbers(self._parameters(original)))

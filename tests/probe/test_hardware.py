@@ -69,6 +69,9 @@ def test_transfers_and_channels_make_a_bandwidth() -> None:
     assert facts.memory is not None
     assert facts.memory.bandwidth_bytes_per_s == 5600 * 10**6 * 8 * 2
     assert "x 8 bytes x channels" in facts.sources["memory.bandwidth_bytes_per_s"]
+    by_key = parse_hardware("ram: 64 GB\nbandwidth: DDR5-5600 dual channel").memory
+    assert by_key is not None
+    assert by_key.bandwidth_bytes_per_s == 5600 * 10**6 * 8 * 2
     assert facts.cpu is not None
     assert (facts.cpu.physical_cores, facts.cpu.logical_cores) == (16, 32)
 

@@ -96,6 +96,17 @@ def test_an_unknown_bandwidth_gives_no_number() -> None:
     assert (best.decode, best.ttft) == (None, None)
 
 
+def test_a_machine_of_unknown_bandwidth_is_told_what_fits_and_what_is_lacking() -> None:
+    found = recommend("8 GB laptop")
+    assert found.best is None
+    assert "`bandwidth: 51.2 GB/s`" in found.why
+    assert {misfit.reason for misfit in found.left_out} == {"fits, but its speed is unknown"}
+    largest = find_catalog_model(found.left_out[0].name)
+    assert largest is not None
+    assert largest.parameters is not None
+    assert largest.parameters > 5e9
+
+
 def test_history_sets_the_arithmetic_right_and_a_measured_model_is_not_estimated() -> None:
     model = find_catalog_model("llama3.1:8b@q4_K_M")
     assert model is not None

@@ -102,6 +102,15 @@ def parse_speed(text: str) -> int | None:
     return None if match is None else _speed_of(match)
 
 
+def parse_transfers(text: str) -> int | None:
+    """Bytes a second of memory modules, as ``DDR5-5200 dual channel``: transfers x 8 bytes x channels."""
+    rate, channels = _RATE.search(text), _CHANNELS.search(text)
+    if rate is None or channels is None:
+        return None
+    ways = _CHANNEL_WORDS.get(channels.group(1).lower()) or int(channels.group(1))
+    return int(rate.group(1)) * 1_000_000 * _CHANNEL_BYTES * ways
+
+
 def _speed_of(match: re.Match[str]) -> int:
     return round(float(match.group(1)) * _SPEED_UNITS[match.group(2).lower()])
 
@@ -183,11 +192,8 @@ def _take_numbers(machine: Described, words: str, place: str) -> None:
     if (speed := _SPEED.search(rest)) is not None:
         machine.set("bandwidth", _speed_of(speed), place)
         rest, taken = _SPEED.sub(" ", rest).replace("bandwidth", " "), True
-    rate, channels = _RATE.search(rest), _CHANNELS.search(rest)
-    if rate is not None and channels is not None:
-        ways = _CHANNEL_WORDS.get(channels.group(1).lower()) or int(channels.group(1))
-        speed_value = int(rate.group(1)) * 1_000_000 * _CHANNEL_BYTES * ways
-        machine.set("bandwidth", speed_value, f"{place}: transfers x 8 bytes x channels")
+    if (transfers := parse_transfers(rest)) is not None:
+        machine.set("bandwidth", transfers, f"{place}: transfers x 8 bytes x channels")
         taken = True
     rest = _RATE.sub(" ", _CHANNELS.sub(" ", rest))
     size = _SIZE.search(rest)

@@ -14,7 +14,15 @@ from typing import Any
 
 from velollm.errors import VeloError
 from velollm.facts import CpuFacts, Facts, GpuFacts, MemoryFacts
-from velollm.probe.described import Described, NotUnderstoodError, parse_gpu, parse_phrase, parse_size, parse_speed
+from velollm.probe.described import (
+    Described,
+    NotUnderstoodError,
+    parse_gpu,
+    parse_phrase,
+    parse_size,
+    parse_speed,
+    parse_transfers,
+)
 from velollm.probe.machine import probe_capture
 
 _FILE_LIMIT_BYTES = 64 * 1024
@@ -107,10 +115,11 @@ def _take_key(machine: Described, key: str, value: Any, place: str) -> None:
             raise NotUnderstoodError(f"'{key}' takes a size with its unit, not '{value}'", "for example `ram: 16 GB`")
         machine.set(name, size, place)
     elif name == "bandwidth":
-        speed = parse_speed(str(value))
+        speed = parse_speed(str(value)) or parse_transfers(str(value))
         if speed is None:
             raise NotUnderstoodError(
-                f"'{key}' takes bytes a second, not '{value}'", "for example `bandwidth: 51.2 GB/s`"
+                f"'{key}' takes bytes a second, not '{value}'",
+                "for example `bandwidth: 51.2 GB/s`, or `DDR5-5200 dual channel`",
             )
         machine.set(name, speed, place)
     elif name == "cpu" and isinstance(value, str):

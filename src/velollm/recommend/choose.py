@@ -19,6 +19,7 @@ LADDER = ("f16", "q8_0", "q4_K_M")
 _SHOWN = 5
 # Models of so large a share of another's weights count as equally large.
 _ALIKE = 0.8
+_UNKNOWN_SPEED = "fits, but its speed is unknown"
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,21 @@ def recommend_of_catalog(facts: Facts, wish: Wish, speeds: Speeds, calibration: 
         elif misfit is not None:
             left_out.append(misfit)
     if not found:
-        return Recommendation(wish.profile, None, (), tuple(left_out[-_SHOWN:]), "no model of the catalog suits it")
+        return _nothing(wish.profile, left_out)
     alike = [option for option in found if _parameters(option) >= _ALIKE * _parameters(found[0])]
     best = max(alike, key=lambda option: (option.choice.row.released or "") if option.choice else "")
     others = [option for option in found if option is not best][: _SHOWN - 1]
     why = _why(best, wish.profile, "newest of the largest models")
     return Recommendation(wish.profile, best, tuple(others), tuple(left_out[-_SHOWN:]), why)
+
+
+def _nothing(profile: Profile, left_out: Sequence[Misfit]) -> Recommendation:
+    """No model has the profile's speed: the largest ones whose speed is not known, else those that were left out."""
+    unknown = [misfit for misfit in left_out if misfit.reason == _UNKNOWN_SPEED]
+    if not unknown:
+        return Recommendation(profile, None, (), tuple(left_out[-_SHOWN:]), "no model of the catalog suits it")
+    why = "the speed of what fits is unknown; a description can name the memory's, as `bandwidth: 51.2 GB/s`"
+    return Recommendation(profile, None, (), tuple(unknown[:_SHOWN]), why)
 
 
 def _parameters(option: Option) -> int:
@@ -172,7 +182,7 @@ def _too_slow(options: Sequence[Option], profile: Profile) -> list[Misfit]:
     found = []
     for option in options:
         if option.decode is None:
-            reason = "fits, but its speed is unknown"
+            reason = _UNKNOWN_SPEED
         else:
             floor = f"{profile.decode_floor_tokens_per_s:g}"
             reason = f"about {option.decode.value:.3g} tokens/s, {floor} are wanted"

@@ -70,7 +70,8 @@ def model_facts(header: GgufHeader, name: str) -> ModelFacts:
     if isinstance(layers, int) and isinstance(mtp_layers, int) and facts.get("tensor_bytes") is not None:
         facts["expert_layers"] = _expert_layers(header.tensors, layers)
         facts.update(weight_parts(header.tensors, layers, min(mtp_layers, _MAX_LAYERS)))
-    return ModelFacts.model_validate(facts)
+    # Nothing here is validated: every type is right by now, and making a schema takes longer than all the rest.
+    return ModelFacts.model_construct(None, **facts)
 
 
 def _shape(header: GgufHeader, architecture: str) -> dict[str, object]:
@@ -165,7 +166,7 @@ def _mla(keys: _Keys) -> MlaFacts | None:
         dims = row - rank if row is not None and row >= rank else None
     if dims is None:
         return None
-    return MlaFacts(
+    return MlaFacts.model_construct(
         kv_lora_rank=rank,
         rope_dims=dims,
         q_lora_rank=keys.number("attention.q_lora_rank"),
@@ -186,12 +187,14 @@ def _shared_width(keys: _Keys, tensors: tuple[TensorInfo, ...]) -> int | None:
 def _ssm(keys: _Keys) -> SsmFacts | None:
     """State sizes; a short convolution (lfm2) is a state of ``conv_kernel`` − 1 rows of the embedding's width."""
     if (kernel := keys.number("shortconv.l_cache")) is not None:
-        return SsmFacts(conv_kernel=kernel, inner_size=keys.number("embedding_length"), state_size=0, group_count=0)
+        return SsmFacts.model_construct(
+            conv_kernel=kernel, inner_size=keys.number("embedding_length"), state_size=0, group_count=0
+        )
     names = ("conv_kernel", "inner_size", "state_size", "time_step_rank", "group_count")
     values = {name: keys.number(f"ssm.{name}") for name in names}
     if all(value is None for value in values.values()):
         return None
-    return SsmFacts(**values)
+    return SsmFacts.model_construct(None, **values)
 
 
 def _vocab(header: GgufHeader, architecture: str | None) -> int | None:
@@ -223,7 +226,7 @@ def _made(metadata: Mapping[str, MetaValue]) -> MadeFacts | None:
         # float32 in the file: 0.8 comes back as 0.800000012.
         return round(value, 6) if isinstance(value, float) else None
 
-    return MadeFacts(
+    return MadeFacts.model_construct(
         kind=kind if isinstance(kind, str) else "random",
         predictability=share("predictability"),
         period=period if count(period) else None,

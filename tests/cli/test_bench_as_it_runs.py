@@ -53,7 +53,7 @@ def test_any_server_with_the_openai_interface(fake: FakeOllama) -> None:
 
 
 def test_every_workload_and_depth_is_a_comparison(fake: FakeOllama, tmp_path: Path) -> None:
-    table, raw = tmp_path / "table.md", tmp_path / "raw.csv"
+    table, raw, page = tmp_path / "table.md", tmp_path / "raw.csv", tmp_path / "page.html"
     own = tmp_path / "own.yaml"
     own.write_text(
         "summary: s\nprompt_tokens: 16\ndecode_tokens: 8\naggregate_prompt_tokens: 16\naggregate_decode_tokens: 8\n"
@@ -61,6 +61,7 @@ def test_every_workload_and_depth_is_a_comparison(fake: FakeOllama, tmp_path: Pa
         encoding="utf-8",
     )
     arguments = ("--workload", "chat", "--workload", str(own), "--rounds", "2", "--markdown", table, "--csv", raw)
+    arguments = (*arguments, "--html", page)
     done = run_cli("bench", "--url", f"{fake.url}/v1", "--budget", "20s", "--concurrency", "1,2", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     found = document(done)
@@ -71,6 +72,9 @@ def test_every_workload_and_depth_is_a_comparison(fake: FakeOllama, tmp_path: Pa
     assert found["summary"]["default"]["aggregate_2"]["estimate"] > 0
     assert table.read_text(encoding="utf-8").count("\n## ") == 1
     assert raw.read_text(encoding="utf-8").startswith("depth_tokens,arm,")
+    text = page.read_text(encoding="utf-8")
+    assert "<h2 id=\"r1\">chat</h2>" in text and "<h2 id=\"r2\">own</h2>" in text
+    assert f"{MODEL}:latest on the openai engine" in text
     asked = [json.dumps(body) for _, path, body in fake.requests if path == "/v1/chat/completions"]
     assert any("Who made this bell?" in text for text in asked)
 
@@ -85,6 +89,8 @@ def test_every_workload_and_depth_is_a_comparison(fake: FakeOllama, tmp_path: Pa
         (("--rounds", "some"), "--rounds takes"),
         (("--workload", "chess"), "there is no workload 'chess'"),
         (("--workload", "none.yaml"), "there is no workload 'none.yaml'"),
+        (("--html", "none/page.html"), "there is no directory"),
+        (("--csv", "."), "it is a directory"),
     ],
 )
 def test_what_cannot_be_measured_is_said(fake: FakeOllama, arguments: tuple[str, ...], words: str) -> None:

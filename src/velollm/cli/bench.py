@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from velollm.cli.files import check_writable, write_whole
 from velollm.cli.shared import (
     BackendOption,
     JsonOption,
@@ -19,7 +20,7 @@ from velollm.cli.shared import (
     parse_pins,
     print_json,
 )
-from velollm.errors import EXIT_ADVISED, UsageError
+from velollm.errors import EXIT_ADVISED
 
 if TYPE_CHECKING:
     from velollm.autopilot import Series
@@ -78,6 +79,10 @@ def command(
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Also write every raw sample as CSV.")
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also write one page with pictures, to read offline."),
+    ] = None,
 ) -> None:
     """Measure settings, models or servers against each other, in turns, on the same prompts.
 
@@ -89,6 +94,8 @@ def command(
     """
     from velollm.autopilot import Order, Wanted, measure
 
+    for path in (markdown, csv, html):
+        check_writable(path)
     names = tuple(models or ())
     order = Order(
         names[0] if names else None, backend, profile, parse_pins(set_), parse_budget_s(budget), quick, url=url
@@ -103,11 +110,11 @@ def command(
     )
     with meter() as cockpit:
         series = measure(order, wanted, cockpit)
-    _write_files(series, markdown, csv)
     if json_:
         print_json(_document(series))
     else:
         _print(series)
+    _write_files(series, markdown, csv, html)
     if series.broken is not None:
         raise series.broken
     metric = series.courses[0].plan.profile.metric
@@ -151,14 +158,30 @@ def _print(series: Series) -> None:
         out.print(render_choices(course.plan))
 
 
-def _write_files(series: Series, markdown: Path | None, csv: Path | None) -> None:
+def _write_files(series: Series, markdown: Path | None, csv: Path | None, html: Path | None) -> None:
     from velollm.report.bench_files import render_csv, render_markdown
 
-    for path, render in ((markdown, render_markdown), (csv, render_csv)):
-        if path is None:
-            continue
-        try:
-            path.write_text(render(series.results), encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}", "name a file that you may write to") from error
-        console(stderr=True).print(f"Wrote {path}", soft_wrap=True)
+    if markdown is not None:
+        _write(markdown, render_markdown(series.results))
+    if csv is not None:
+        _write(csv, render_csv(series.results))
+    if html is not None:
+        _write(html, _page(series))
+
+
+def _page(series: Series) -> str:
+    from datetime import UTC, datetime
+
+    from velollm import __version__
+    from velollm.report.html import Subject, render_html
+
+    course = series.courses[0]
+    # Of a file no more than its name: the folders above it may name a person.
+    plans = {Path(c.model.name).name if c.model.path else c.model.name: c.plan for c in series.courses}
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return render_html(series.results, Subject(plans, course.backend.name, course.facts, __version__, now))
+
+
+def _write(path: Path, text: str) -> None:
+    write_whole(path, text)
+    console(stderr=True).print(f"Wrote {path}", soft_wrap=True)

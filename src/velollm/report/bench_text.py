@@ -20,7 +20,8 @@ _TITLES = {
     "itl_p99": ("ITL p99", "ms"),
     "turn": ("whole turn", "s"),
 }
-_ALWAYS = ("ttft", "prefill", "decode")
+MAIN_METRICS = ("ttft", "prefill", "decode")
+"""Shown even where they are unknown."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,16 @@ def figure_rows(
     summaries = {arm: result.summary(arm) for arm in arms}
     for metric in result.metrics:
         found = [summaries[arm][metric] for arm in arms]
-        if metric not in _ALWAYS and all(interval.estimate is None for interval in found):
+        if metric not in MAIN_METRICS and all(interval.estimate is None for interval in found):
             continue
-        title, unit = _title(metric)
-        ratios = [(_ratio(r[metric]), r[metric].verdict) for r in against]
+        title, unit = metric_title(metric)
+        ratios = [(render_ratio(r[metric]), r[metric].verdict) for r in against]
         yield Row(f"{title} {unit}".strip(), tuple(_figure(i, unit) for i in found), tuple(ratios))
     yield from _other_rows(result, arms)
 
 
-def _title(metric: str) -> tuple[str, str]:
+def metric_title(metric: str) -> tuple[str, str]:
+    """A figure's name for people, and its unit."""
     if metric in _TITLES:
         return _TITLES[metric]
     kind, _, users = metric.rpartition("_")
@@ -78,13 +80,14 @@ def _other_rows(result: BenchResult, arms: Sequence[str]) -> Iterator[Row]:
         "same answers": [_yes(result.same_answers(arm)) for arm in arms],
     }
     kinds = dict.fromkeys(kind for start in result.starts for kind in start.buffers)
-    parts |= {f"- {kind}": [_bytes(_buffers(result, arm).get(kind)) for arm in arms] for kind in kinds}
+    parts |= {f"- {kind}": [_bytes(buffers_of(result, arm).get(kind)) for arm in arms] for kind in kinds}
     for title, cells in parts.items():
         if any(cell is not None for cell in cells):
             yield Row(title, tuple(cell or "unknown" for cell in cells))
 
 
-def _buffers(result: BenchResult, arm: str) -> Mapping[str, int]:
+def buffers_of(result: BenchResult, arm: str) -> Mapping[str, int]:
+    """Bytes by kind that an arm's engine says it allocated; empty where it does not."""
     return next((start.buffers for start in reversed(result.starts) if start.arm == arm), {})
 
 
@@ -117,7 +120,8 @@ def _figure(interval: Interval, unit: str) -> str:
     return render_interval(interval.estimate * factor, low, high, 2 if unit in ("s", "") else None)
 
 
-def _ratio(ratio: Ratio) -> str:
+def render_ratio(ratio: Ratio) -> str:
+    """A ratio with its interval."""
     if ratio.estimate is None:
         return "unknown"
     return render_interval(ratio.estimate, ratio.low, ratio.high, 2)
@@ -132,6 +136,6 @@ def render_interval(estimate: float, low: float | None, high: float | None, digi
 
 def render_noise(result: BenchResult) -> str | None:
     """The machine's own noise in a line; None where there was no control."""
-    found = {metric: ratio.estimate for metric, ratio in result.noise.items() if metric in _ALWAYS}
-    parts = [f"{_title(metric)[0]} {abs(estimate - 1):.1%}" for metric, estimate in found.items() if estimate]
+    found = {metric: ratio.estimate for metric, ratio in result.noise.items() if metric in MAIN_METRICS}
+    parts = [f"{metric_title(metric)[0]} {abs(estimate - 1):.1%}" for metric, estimate in found.items() if estimate]
     return f"The same settings, measured twice in this run, differ by: {', '.join(parts)}." if parts else None

@@ -86,7 +86,7 @@ def render_bug_report(facts: Facts, findings: Sequence[Finding], version: str, i
         "# VeloLLM doctor report",
         "Made to be pasted into a bug report: names, paths, addresses, ids and other people's words are left out.",
         "## Machine",
-        _table([("VeloLLM", version), *_machine(facts)], clean),
+        _table([("VeloLLM", version), *machine_rows(facts)], clean),
     ]
     if facts.server is not None:
         parts += ["## Server", _table(list(_server(facts.server)), clean)]
@@ -199,7 +199,8 @@ def _may_show(name: str, value: str) -> bool:
     return name in SHOWN_VARIABLES and is_harmless(value)
 
 
-def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
+def machine_rows(facts: Facts) -> Iterator[tuple[str, str]]:
+    """What the machine is, with nothing personal in it: only the fields that are named here."""
     kinds = [facts.os or "unknown", f"container ({facts.container})" if facts.container else ""]
     kinds += ["WSL" if facts.wsl else "", "virtual machine" if facts.virtual_machine else ""]
     yield "system", ", ".join(kind for kind in kinds if kind)

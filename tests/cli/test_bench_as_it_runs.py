@@ -73,7 +73,7 @@ def test_every_workload_and_depth_is_a_comparison(fake: FakeOllama, tmp_path: Pa
     assert table.read_text(encoding="utf-8").count("\n## ") == 1
     assert raw.read_text(encoding="utf-8").startswith("depth_tokens,arm,")
     text = page.read_text(encoding="utf-8")
-    assert "<h2 id=\"r1\">chat</h2>" in text and "<h2 id=\"r2\">own</h2>" in text
+    assert '<h2 id="r1">chat</h2>' in text and '<h2 id="r2">own</h2>' in text
     assert f"{MODEL}:latest on the openai engine" in text
     asked = [json.dumps(body) for _, path, body in fake.requests if path == "/v1/chat/completions"]
     assert any("Who made this bell?" in text for text in asked)

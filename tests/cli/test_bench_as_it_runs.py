@@ -60,8 +60,8 @@ def test_every_workload_and_depth_is_a_comparison(fake: FakeOllama, tmp_path: Pa
         "rounds: 5\nrepeat_ratio: 0.0\nprompts:\n- Why is the sky blue?\n- Who made this bell?\n",
         encoding="utf-8",
     )
-    arguments = ("--workload", "chat", "--workload", str(own), "--rounds", "2", "--markdown", table, "--csv", raw)
-    arguments = (*arguments, "--html", page)
+    written = ("--markdown", table, "--csv", raw, "--html", page)
+    arguments = ("--workload", "chat", "--workload", str(own), "--rounds", "2", *written)
     done = run_cli("bench", "--url", f"{fake.url}/v1", "--budget", "20s", "--concurrency", "1,2", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     found = document(done)

@@ -27,7 +27,7 @@ test: $(STAMP)
 	@$(BIN)/ruff check src tests
 	@$(BIN)/ruff format --check src tests
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 docs: $(STAMP)
 	@$(BIN)/python -m velollm.cli.docs docs

@@ -66,7 +66,8 @@ caption { text-align: left; color: var(--muted); padding-bottom: .25rem; }
 th, td { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--grid); }
 th { font-weight: 600; }
 th, td { max-width: 34rem; overflow-wrap: break-word; }
-.pair th[scope="row"] { min-width: 8.2rem; }
+.pair th[scope="row"] { min-width: 8.8rem; }
+.pair th, .pair td { padding-right: .7rem; }
 .pair td { white-space: nowrap; }
 .pair td:last-child { white-space: normal; }
 svg { display: block; font: 14px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }

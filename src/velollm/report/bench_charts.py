@@ -151,7 +151,7 @@ def render_samples(result: BenchResult, metric: str, key: str) -> Markup | None:
     words = "; ".join(f"{row[0]}: median {row[1]} over {row[2]} rounds, from {row[4]}" for row in rows)
     better = "more is better" if chosen.higher_is_better else "less is better"
     caption = f"{title}{f' in {unit}' if unit else ''}, {better}"
-    heads = ["arm", "median (95%)", "rounds", "spread", "least to most", "far out: round"]
+    heads = ["arm", "median (95%)", "rounds", "spread", "least to most", "far out in round"]
     drawn = picture(key, caption, f"{words}.", (600, y + 38), frame, *parts)
     return _figure(caption, drawn, render_table(caption, heads, rows), wide=long)
 
@@ -197,9 +197,7 @@ def _sample_row(
     interval = summarise(result.runs, arm, metric)
     found = [value for _, value in values]
     ends = f"{number(min(found))} to {number(max(found))}" if found else "unknown"
-    far = ", ".join(
-        f"{place} ({number(value * _factor(unit))})" for place, value in outliers_of(result.runs, arm, metric)
-    )
+    far = ", ".join(str(place) for place, _ in outliers_of(result.runs, arm, metric))
     spread = "unknown" if interval.spread is None else f"{interval.spread:.1%}"
     median = _digits(*_interval(result, arm, metric, unit))
     return [arm, median, str(len(found)), spread, ends, far or "none"]

@@ -68,8 +68,7 @@ th { font-weight: 600; }
 th, td { max-width: 34rem; overflow-wrap: break-word; }
 .pair th[scope="row"] { min-width: 8.8rem; }
 .pair th, .pair td { padding-right: .7rem; }
-.pair td { white-space: nowrap; }
-.pair td:last-child { white-space: normal; }
+.pair td:nth-child(2) { white-space: nowrap; }
 svg { display: block; font: 14px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 svg text { fill: var(--text); }
 svg .tick { fill: var(--muted); font-size: 12.5px; }

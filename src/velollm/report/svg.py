@@ -36,7 +36,9 @@ class Scale:
         """Round values within."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
+            # Labels have room for about nine.
+            factors = (1, 2, 5) if len(decades) <= 4 else (1,)
+            found = [factor * 10.0**decade for decade in decades[:: math.ceil(len(decades) / 9)] for factor in factors]
             return tuple(value for value in found if self.low <= value <= self.high)
         step = _round_step((self.high - self.low) / 5)
         first = math.ceil(self.low / step - 1e-9)

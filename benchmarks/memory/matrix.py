@@ -1,9 +1,10 @@
 """Hold the memory arithmetic against an engine: shapes × contexts × slots × KV formats.
 
-    .venv/bin/python benchmarks/memory/matrix.py LLAMA_SERVER -o RESULT.json [MODEL.gguf ...]
+    .venv/bin/python benchmarks/memory/matrix.py LLAMA_SERVER -o RESULT.json [--held-out] [MODEL.gguf ...]
 
 Each case starts the server once, reads the sizes of its buffers from its log, and ends it. Without models, the shapes
-of shapes.py are used. The result holds every case, the engine's bytes and ours.
+of shapes.py are used. With --held-out, the settings are others than those of the matrix, none of them looked at while
+the arithmetic was written. The result holds every case, the engine's bytes and ours.
 """
 
 from __future__ import annotations
@@ -35,13 +36,26 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"context_tokens": 4000, "slots": 2, "batch": 1024, "ubatch": 1024, "load_mode": "none"},
     {"context_tokens": 4096, "slots": 2, "ubatch": 512, "speculation": "ngram-mod"},
 )
+# Held out: uneven contexts, many slots, other formats, small and large steps.
+HELD_OUT: tuple[dict[str, Any], ...] = (
+    {"context_tokens": 1536, "slots": 1},
+    {"context_tokens": 3072, "slots": 2, "kv_type_k": "q8_0", "kv_type_v": "q8_0", "ubatch": 128, "load_mode": "none"},
+    {"context_tokens": 12288, "slots": 1, "kv_type_k": "q4_0", "kv_type_v": "q4_0", "load_mode": "none"},
+    {"context_tokens": 6000, "slots": 3, "kv_type_k": "q8_0", "kv_type_v": "f16", "batch": 256, "ubatch": 64},
+    {"context_tokens": 16384, "slots": 4, "ubatch": 1024},
+    {"context_tokens": 40960, "slots": 1, "kv_type_k": "q5_1", "kv_type_v": "q5_0"},
+    {"context_tokens": 4096, "slots": 6, "kv_unified": "on", "load_mode": "none"},
+    {"context_tokens": 2048, "slots": 8, "flash_attention": "off"},
+    {"context_tokens": 5000, "slots": 2, "kv_type_k": "q8_0", "kv_type_v": "q8_0", "speculation": "ngram-mod"},
+    {"context_tokens": 1000, "slots": 1, "ubatch": 2048, "load_mode": "none"},
+)
 
 
-def settings(model: ModelFacts) -> Iterator[dict[str, Any]]:
+def settings(model: ModelFacts, *, held_out: bool) -> Iterator[dict[str, Any]]:
     """The knobs of each case; a compressed cache (MLA) has one format."""
-    for context, slots, kind in product(CONTEXTS, SLOTS, KV_TYPES):
+    for context, slots, kind in () if held_out else product(CONTEXTS, SLOTS, KV_TYPES):
         yield {"context_tokens": context, "slots": slots, "kv_type_k": kind, "kv_type_v": kind}
-    for other in OTHERS:
+    for other in HELD_OUT if held_out else OTHERS:
         one_format = model.mla is not None and "kv_type_k" in other
         yield {**other, "kv_type_v": other["kv_type_k"]} if one_format else other
 
@@ -75,10 +89,10 @@ def ours(model: ModelFacts, knobs: Knobs) -> dict[str, int]:
     return {term: getattr(device, f"{term}_bytes") for term in TERMS}
 
 
-def run(server: Path, path: Path, name: str, *, fitted: bool) -> Iterator[dict[str, Any]]:
+def run(server: Path, path: Path, name: str, *, fitted: bool, held_out: bool) -> Iterator[dict[str, Any]]:
     """All cases of one model."""
     model = model_facts(read_gguf(path), name)
-    for knobs in settings(model):
+    for knobs in settings(model, held_out=held_out):
         engine = measure(server, path, arguments(knobs))
         case = {
             "model": name,
@@ -101,9 +115,7 @@ def worst(cases: list[dict[str, Any]]) -> dict[str, Any]:
     """The largest error of each term and of the total, by architecture, in bytes and as a share."""
     found: dict[str, Any] = {}
     for case in cases:
-        row = found.setdefault(
-            case["architecture"], dict.fromkeys((*TERMS, "total"), 0) | {"share": 0.0, "cases": 0}
-        )
+        row = found.setdefault(case["architecture"], dict.fromkeys((*TERMS, "total"), 0) | {"share": 0.0, "cases": 0})
         for term in TERMS:
             row[term] = max(row[term], abs(case["arithmetic"][term] - case["engine"].get(term, 0)))
         error = abs(total_error(case))
@@ -128,15 +140,16 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="*")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--only", default="", help="shapes whose name begins so")
-    wanted = parser.parse_args()
+    parser.add_argument("--held-out", action="store_true", help="settings that are not in the matrix")
+    wanted = parser.parse_intermixed_args()
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="velollm-") as directory:
         for path in wanted.models:
-            cases += run(wanted.server, path, path.stem, fitted=False)
+            cases += run(wanted.server, path, path.stem, fitted=False, held_out=wanted.held_out)
         for shape in () if wanted.models else SHAPES:
             if shape.name.startswith(wanted.only):
                 path = write_shape(shape, Path(directory) / "model.gguf")
-                cases += run(wanted.server, path, shape.name, fitted=shape.fitted)
+                cases += run(wanted.server, path, shape.name, fitted=shape.fitted, held_out=wanted.held_out)
     version = subprocess.run([wanted.server, "--version"], capture_output=True, text=True, check=False)
     said = (version.stderr + version.stdout).splitlines()
     engine = next((line for line in said if line.startswith("version")), "unknown")

@@ -371,3 +371,9 @@ def test_placing_layers_loses_and_doubles_no_cache(
     assert spread is not None
     assert sum(device.kv_bytes for device in spread.devices) == alone.devices[0].kv_bytes
     assert sum(device.weights_bytes for device in spread.devices) == alone.devices[0].weights_bytes == 14 * MIB
+
+
+def test_a_step_is_at_most_the_context_before_it_is_rounded() -> None:
+    shape = ModelFacts(name="m", layers=1)
+    assert cache_size(shape, 1000, 1, batch=2048, ubatch=2048).ubatch == 1000
+    assert cache_size(shape, 1000, 1, batch=2048, ubatch=2048).cells == 1024

@@ -45,12 +45,13 @@ def cache_size(
     """Cells as the engine rounds them: all contexts to 256, and a window with a step behind it to 256.
 
     A sliding layer keeps min(context, window + ubatch) cells, with a unified cache the windows of all slots together
-    (src/llama-kv-cache-iswa.cpp). The batch is at most the whole context (src/llama-context.cpp).
+    (src/llama-kv-cache-iswa.cpp). The batch is at most the whole context before it is rounded
+    (src/llama-context.cpp:245 and 288).
     """
     total = padded_cells(context_tokens * slots)
     cells = total if unified else padded_cells(total // slots)
     total = total if unified else cells * slots
-    step = min(ubatch, batch, total)
+    step = min(ubatch, batch, context_tokens * slots)
     sliding = cells
     if model.sliding_window is not None:
         sliding = padded_cells(min(cells, model.sliding_window * (slots if unified else 1) + step))

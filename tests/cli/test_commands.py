@@ -209,6 +209,15 @@ def test_a_plan_for_another_machine(tmp_path: Path) -> None:
     assert "not for this one" in shown
 
 
+def test_a_model_that_nothing_would_make_fit_is_said_to_be_one(tmp_path: Path) -> None:
+    machine = tmp_path / "machine.yaml"
+    machine.write_text("16 GB RAM, RTX 4070 12 GB\n", encoding="utf-8")
+    done = run_cli("optimize", "llama3.1:70b", "--dry-run", "--hardware", machine)
+    text = " ".join(done.stdout.split())
+    assert "The model does not fit: " in text
+    assert "`velollm recommend` names models that do" in text
+
+
 SHOWN = [
     ("doctor",),
     ("doctor", "--list"),

@@ -115,7 +115,10 @@ class OllamaBackend(Backend):
             return "the ollama program is not on this machine (a container?), so no private trial server can be started"
         directory = self.models_dir(model)
         if directory is None or model.path is None or not os.access(directory, os.R_OK | os.X_OK):
-            return "the model's files cannot be read: join the server's group, or run this one command with sudo"
+            return (
+                "the model's files cannot be read: join the server's group, run this one command with sudo, or try a "
+                f"twin of it (`velollm synth --like {model.name} -o twin.gguf`, then `velollm optimize twin.gguf`)"
+            )
         return None
 
     def forget(self) -> None:

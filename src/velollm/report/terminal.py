@@ -109,12 +109,17 @@ def render_diff(plan: Plan, label: Callable[[str], str]) -> RenderableType:
 
 def render_memory(plan: Plan) -> RenderableType | None:
     """Where the model does not fit, or not wholly on the GPU: why, and what would. None where all is well."""
-    if not plan.nearest and (plan.placement is None or plan.placement.where != "gpu+cpu"):
-        return None
     why = next((choice.reason for choice in plan.choices if choice.name == "context_tokens"), "")
+    misfit = plan.placement is None and "does not fit" in why
+    if not plan.nearest and not misfit and (plan.placement is None or plan.placement.where != "gpu+cpu"):
+        return None
     lines: list[RenderableType] = [Text(f"{why[:1].upper()}{why[1:]}.")]
     if plan.nearest:
         lines.append(Text("What would be wholly on the GPU:" if plan.placement else "What would fit:"))
+    elif misfit:
+        lines.append(
+            Text("No smaller context, cache or quantization of it would: `velollm recommend` names models that do.")
+        )
     for item in plan.nearest:
         words = "".join(f" --set {name}={value}" for name, value in item.knobs.items())
         lines.append(Text(f"  {item.text}" + ("" if item.quantization else f":{words}")))

@@ -14,8 +14,10 @@ from tests.fake_ollama import FakeOllama
 from tests.targets.outside import Programs, system
 from velollm.autopilot import Course, Order, Outcome, chart, undo
 from velollm.autopilot.chart import recorded_environment
-from velollm.autopilot.landing import activate, journal_of, land, pending_of, planned_steps
+from velollm.autopilot.landing import activate, journal_of, land, pending_of, planned_steps, same_measure
 from velollm.backends.ollama import OllamaBackend
+from velollm.bench.sizes import Sizes, Speed, fit_sizes
+from velollm.bench.workload import load_workload
 from velollm.config import user_paths
 from velollm.facts import Facts, FailedLoad, ServerActivity, ServerFacts
 from velollm.targets.unitfile import parse_dropin
@@ -143,6 +145,14 @@ def test_a_model_that_does_not_load_any_more_is_told_with_the_engines_reason(
     assert not outcome.applied
     assert outcome.applied_reason == f"undone by itself: {MODEL} does not load any more: {reason}"
     assert not machine.dropin.exists()
+
+
+@pytest.mark.parametrize(("prompt", "decode", "users"), [(92, 26, 16), (31, 9, 0), (768, 96, 128)])
+def test_a_confirmation_asks_for_what_the_trial_asked_for(prompt: int, decode: int, users: int) -> None:
+    trial = Sizes(3, 5, prompt, decode, 6.0, 3 if users else 0, users, 8 if users else 0)
+    workload = same_measure(load_workload("agent"), trial)
+    found = fit_sizes(workload, {"applied": Speed(500.0, 100.0)}, 60.0)
+    assert (found.prompt_tokens, found.decode_tokens) == (prompt, decode)
 
 
 def test_what_root_alone_may_do_is_left_to_a_person(machine: Machine) -> None:

@@ -15,8 +15,9 @@ from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_run import reach_runner
 from velollm.bench.result import BenchResult
 from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
+from velollm.bench.sizes import Sizes
 from velollm.bench.stats import compare_arms
-from velollm.bench.workload import load_workload
+from velollm.bench.workload import Workload, load_workload
 from velollm.config import Paths, user_paths
 from velollm.errors import VeloError
 from velollm.journal import Flight, FlightMeta, Journal
@@ -27,7 +28,7 @@ from velollm.targets.export import render_export, write_export
 from velollm.targets.ollama_model import BESIDE_SUFFIX, with_suffix
 from velollm.targets.system import System
 
-_CONFIRM_S = 40.0
+_CONFIRM_S = 60.0
 
 
 def land(course: Course, plan: Plan, reason: str, trial: BenchResult | None = None) -> Flight | None:
@@ -161,8 +162,8 @@ def confirm(outcome: Outcome, backend: OllamaBackend, cockpit: Cockpit) -> Bench
     try:
         return run_bench(
             [Arm("applied", lambda: backend.user_server(name))],
-            load_workload(outcome.plan.profile.workload),
-            Budget(min(_CONFIRM_S, course.order.budget_s), quick=True),
+            same_measure(load_workload(outcome.plan.profile.workload), trial.sizes),
+            Budget(min(_CONFIRM_S, course.order.budget_s)),
             progress=lambda done, _text, left_s: cockpit(done, "confirming on your own server", left_s),
             seed=1,
         )
@@ -170,10 +171,30 @@ def confirm(outcome: Outcome, backend: OllamaBackend, cockpit: Cockpit) -> Bench
         return None
 
 
+def same_measure(workload: Workload, sizes: Sizes) -> Workload:
+    """The workload in the sizes that a trial ended with: decode over a longer prompt is another figure."""
+    return workload.model_copy(
+        update={
+            "prompt_tokens": sizes.prompt_tokens,
+            "decode_tokens": sizes.decode_tokens,
+            "aggregate_prompt_tokens": sizes.aggregate_prompt_tokens or workload.aggregate_prompt_tokens,
+            "aggregate_decode_tokens": sizes.aggregate_decode_tokens or workload.aggregate_decode_tokens,
+        }
+    )
+
+
 def _slower_than_before(outcome: Outcome, confirmed: BenchResult) -> str | None:
-    """How much slower the server is than before, where that is proved and beyond what the profile accepts."""
+    """How much slower the server is than before, where that is proved and beyond what the profile accepts.
+
+    Nothing is proved by answers to prompts of another size.
+    """
     trial, profile = outcome.trial, outcome.plan.profile
     assert trial is not None
+    if (confirmed.sizes.prompt_tokens, confirmed.sizes.decode_tokens) != (
+        trial.sizes.prompt_tokens,
+        trial.sizes.decode_tokens,
+    ):
+        return None
     before = "current" if "current" in trial.arms else "default"
     ratio = compare_arms((*trial.runs, *confirmed.runs), before, "applied", profile.metric)
     if ratio.verdict != "slower" or ratio.estimate is None or ratio.estimate >= 1 - profile.accepted_price:

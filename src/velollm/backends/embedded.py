@@ -22,7 +22,7 @@ from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs
 
-_OWN = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models"}
+_OWN = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models", "priority"}
 
 
 class EmbeddedBackend(Backend):

@@ -29,7 +29,7 @@ class LlamaCppBackend(Backend):
     """A `llama-server` of the user's. All its knobs are `LLAMA_ARG_*` variables, so one environment file holds them."""
 
     name = "llamacpp"
-    knobs = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models"}
+    knobs = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models", "priority"}
 
     def missing(self) -> str | None:
         return None if shutil.which("llama-server") else "no llama-server on PATH"

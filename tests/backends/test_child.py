@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -105,3 +106,18 @@ def test_pick_reason_prefers_what_the_engine_says() -> None:
     told = "srv         start: couldn't bind HTTP server socket"
     assert pick_reason([wrapper, bind]) == pick_reason([bind, wrapper]) == told
     assert pick_reason(["all is well", wrapper]) == wrapper
+
+
+def test_what_a_child_says_is_awaited_and_an_ended_child_says_no_more(tmp_path: Path) -> None:
+    code = "import sys; sys.stdin.readline(); print('the reason: none', flush=True)"
+    child = Child([sys.executable, "-c", code], log=tmp_path / "log", first_line="go on")
+
+    def find(word: str) -> Callable[[str], str | None]:
+        return lambda text: next((line for line in text.splitlines() if word in line), None)
+
+    try:
+        assert child.wait_for(find("reason"), 30) == "the reason: none"
+        assert child.wait_end(30) == 0
+        assert child.wait_for(find("absent"), 30) is None
+    finally:
+        child.stop()

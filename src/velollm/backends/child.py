@@ -12,12 +12,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from velollm.errors import VeloError
 
 WRAPPER_ERROR = "velollm-error "
 """Begins the line with which our own process around an engine reports an exception."""
+_T = TypeVar("_T")
 _STOP_S = 5.0
 _TAIL_LINES = 40
 
@@ -64,6 +65,7 @@ class Child:
         self._pipes = (self.process.stdout, self.process.stderr)
         self._open_pipes = len(self._pipes)
         self._lock = threading.Lock()
+        self._said = threading.Condition(self._lock)
         self._readers = [threading.Thread(target=self._read, args=(pipe,), daemon=True) for pipe in self._pipes]
         for reader in self._readers:
             reader.start()
@@ -99,8 +101,10 @@ class Child:
                 if not self._event.is_set() and (value := self._ready(line)) is not None:
                     self._value = value
                     self._event.set()
+                self._said.notify_all()
         with self._lock:
             self._open_pipes -= 1
+            self._said.notify_all()
             if not self._open_pipes:
                 self._event.set()
 
@@ -118,6 +122,15 @@ class Child:
                 return file.read().decode("utf-8", "replace")
         except OSError:
             return ""
+
+    def wait_for(self, find: Callable[[str], _T | None], timeout_s: float) -> _T | None:
+        """What ``find`` finds in all that the child has said, as soon as it is there; None after ``timeout_s``.
+
+        An answer that came another way may be here before the lines that were said before it.
+        """
+        with self._said:
+            self._said.wait_for(lambda: find(self.read_log()) is not None or not self._open_pipes, timeout_s)
+            return find(self.read_log())
 
     @property
     def pid(self) -> int:

@@ -20,6 +20,7 @@ from velollm.errors import VeloError
 from velollm.knobs import Knobs, KnobValue
 
 _START_S = 60.0
+_LAST_WORDS_S = 1.0
 # common/common.cpp:275 and ggml-cpu.c:2604 of llama.cpp b10488.
 _PRIORITY_REFUSED = re.compile(r"(failed to set (?:process|thread) priority [^\n]*)")
 # Of the user's environment a trial keeps what finds programs, libraries and devices, and nothing that tunes.
@@ -107,7 +108,6 @@ def private_ollama(
         argv = guarded([binary, "serve"])
         environ = trial_environ(os.environ, home, models_dir, settings, port)
         write_config(home, settings)
-        start = log.stat().st_size if log.exists() else 0
         child = Child(argv, log=log, environ=environ, ready=parse_listening, cwd=home)
         stack.callback(child.stop, gently=True)
         address = child.wait_ready(_START_S)
@@ -119,7 +119,7 @@ def private_ollama(
         api = OllamaApi(f"http://{address}")
         stack.callback(api.close)
         options = trial_options(knobs, settings)
-        load = _load(api, model, options, log, start)
+        load = _load(api, model, options, child)
         check_load(load, {s.knob: knobs.get(s.knob) for s in settings}, expected_gpus=expected_gpus)
         yield OllamaServer(
             api,
@@ -129,29 +129,23 @@ def private_ollama(
             pids=lambda: engine_pids(child.pid),
             wait=child.wait_end,
             keep_alive=-1,
-            log=lambda: _read_from(log, start),
+            log=child.read_log,
         )
 
 
-def _load(api: OllamaApi, model: str, options: Mapping[str, object], log: Path, start: int) -> Load:
+def _load(api: OllamaApi, model: str, options: Mapping[str, object], child: Child) -> Load:
     try:
         api.load(model, options, keep_alive=-1)
     except OllamaRefusalError as error:
-        reason = parse_failure(_read_from(log, start)) or error.reason
-        raise VeloError(f"Ollama could not load {model}: {reason}", f"its log is {log}") from error
-    loads = parse_loads(_read_from(log, start))
+        reason = child.wait_for(parse_failure, _LAST_WORDS_S) or error.reason
+        raise VeloError(f"Ollama could not load {model}: {reason}", f"its log is {child.log}") from error
+    loads = parse_loads(child.read_log())
     if not loads:
         raise VeloError(
             "this Ollama does not run llama-server, so what really runs cannot be read back",
             "install Ollama 0.30 or later",
         )
     return loads[-1]
-
-
-def _read_from(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
-        return file.read().decode("utf-8", "replace")
 
 
 def check_load(load: Load, knobs: Knobs, *, expected_gpus: bool = False) -> None:

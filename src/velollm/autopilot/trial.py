@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from velollm.autopilot.made import note_of
 from velollm.autopilot.meter import MachineMeter
 from velollm.autopilot.order import Cockpit, Course
-from velollm.backends.base import RunningServer
 from velollm.backends.ollama import OllamaBackend, uses_gpus
 from velollm.bench.history import append_result
 from velollm.bench.result import BenchResult
@@ -44,14 +42,6 @@ class Trial:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Side:
-    """One arm: the knobs that its server runs with, as far as they are known, and how it is started."""
-
-    knobs: dict[str, KnobValue]
-    start: Callable[[], AbstractContextManager[RunningServer]]
-
-
 def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> BenchResult:
     """Measure the plan against the engine's default, and against what is set now where that is something else."""
     arms = {"default": dict(plan.defaults)}
@@ -59,11 +49,23 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> Be
         arms["current"] = dict(course.current)
     arms["tuned"] = plan.knobs
 
-    def side(name: str, knobs: dict[str, KnobValue]) -> _Side:
-        log = fresh_log(course, name)
-        return _Side(knobs, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
+    contexts = [c for knobs in arms.values() if isinstance(c := knobs.get("context_tokens"), int)]
 
-    result = _measure(course, {name: side(name, knobs) for name, knobs in arms.items()}, cockpit, budget_s)
+    def arm(name: str, knobs: Knobs) -> Arm:
+        log = fresh_log(course, name)
+        return Arm(name, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
+
+    result = run_bench(
+        [arm(name, knobs) for name, knobs in arms.items()],
+        load_workload(plan.profile.workload),
+        Budget(budget_s, quick=course.order.quick),
+        together=fit_together(course.facts, list(arms.values())),
+        progress=cockpit,
+        context_tokens=min(contexts, default=None),
+        machine=MachineMeter(),
+    )
+    result = replace(result, notes=(*note_of(course.facts.model), *result.notes))
+    keep_result(course, result, arms, cockpit)
     for name, knobs in arms.items():
         _keep_memory(course, knobs, _log_path(course, name))
     return result
@@ -75,23 +77,6 @@ def why_as_it_runs(course: Course) -> str | None:
     if not backend.knobs:
         return f"the server at {course.order.url} has no knobs that VeloLLM could turn"
     return backend.untriable(course.model) if isinstance(backend, OllamaBackend) else None
-
-
-def _measure(course: Course, sides: Mapping[str, _Side], cockpit: Cockpit, budget_s: float) -> BenchResult:
-    knobs = {name: side.knobs for name, side in sides.items()}
-    contexts = [c for chosen in knobs.values() if isinstance(c := chosen.get("context_tokens"), int)]
-    result = run_bench(
-        [Arm(name, side.start) for name, side in sides.items()],
-        load_workload(course.plan.profile.workload),
-        Budget(budget_s, quick=course.order.quick),
-        together=len(sides) == 1 or fit_together(course.facts, list(knobs.values())),
-        progress=cockpit,
-        context_tokens=min(contexts, default=None),
-        machine=MachineMeter(),
-    )
-    result = replace(result, notes=(*note_of(course.facts.model), *result.notes))
-    keep_result(course, result, knobs, cockpit)
-    return result
 
 
 def _keep_memory(course: Course, knobs: Knobs, log: Path) -> None:

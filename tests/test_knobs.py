@@ -13,11 +13,12 @@ def test_every_knob_says_what_it_is() -> None:
         assert knob.unit
         assert knob.summary
         assert len(knob.explain) > 40
-        assert bool(knob.choices) != (knob.minimum is not None)
+        assert bool(knob.choices) + (knob.minimum is not None) + (name == "draft_model") == 1
 
 
-def test_only_the_kv_types_change_answers() -> None:
-    assert {name for name, knob in KNOBS.items() if knob.changes_answer} == {"kv_type_k", "kv_type_v"}
+def test_what_can_change_answers() -> None:
+    found = {name for name, knob in KNOBS.items() if knob.changes_answer}
+    assert found == {"kv_type_k", "kv_type_v", "cache_reuse"}
     assert set(KV_TYPES) > QUANTIZED_KV_TYPES
     assert "f16" not in QUANTIZED_KV_TYPES
 
@@ -34,6 +35,8 @@ def test_only_the_kv_types_change_answers() -> None:
         ("keep_alive_s", "-1", -1),
         ("keep_alive_s", "0", 0),
         ("speculation", "ngram-mod", "ngram-mod"),
+        ("draft_model", "/Models/Draft.gguf", "/Models/Draft.gguf"),
+        ("repack", "off", "off"),
     ],
 )
 def test_values(name: str, text: str, value: object) -> None:
@@ -70,6 +73,8 @@ def test_any_text_is_a_value_or_refused(name: str, text: str) -> None:
         return
     if knob.choices:
         assert value in knob.choices
+    elif name == "draft_model":
+        assert value == text.strip()
     else:
         assert isinstance(value, (int, float))
         assert knob.minimum is not None

@@ -36,9 +36,12 @@ class Knob:
 
 KV_TYPES = ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "f32")
 QUANTIZED_KV_TYPES = frozenset(KV_TYPES) - {"f16", "bf16", "f32"}
-SPECULATION_KINDS = ("none", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+NGRAM_KINDS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+DRAFT_KINDS = ("draft-simple", "draft-mtp", "draft-dflash")
+SPECULATION_KINDS = ("none", *NGRAM_KINDS, *DRAFT_KINDS)
 PRIORITIES = ("normal", "medium", "high", "realtime")  # common/arg.cpp:1562 of llama.cpp b10488: 0 to 3
 LOAD_MODES = ("auto", "none", "mmap", "mlock")
+_PATH = "path of a GGUF file"
 
 _ALL = (
     Knob(
@@ -51,6 +54,16 @@ _ALL = (
         "every operation, so the slowest one sets the pace. More threads than free physical cores make every "
         "barrier wait for the scheduler: one other busy process on one of two cores took decode from 52 to "
         "0.9 tokens/s. One thread for each usable, free physical core is the choice.",
+        minimum=1,
+    ),
+    Knob(
+        "batch_threads",
+        "threads",
+        "speed",
+        "server",
+        "CPU threads that compute prompts",
+        "Prefill is bound by arithmetic, not by memory, so it can gain from threads that decode cannot use, such as "
+        "the second one of each core. The engine's own: as many as compute tokens.",
         minimum=1,
     ),
     Knob(
@@ -143,6 +156,27 @@ _ALL = (
         choices=LOAD_MODES,
     ),
     Knob(
+        "repack",
+        "on or off",
+        "speed",
+        "server",
+        "weights are laid out anew for the CPU's widest instructions when they are loaded",
+        "Prefill took 130 tokens/s with it and 87 without, decode 46 and 33; loading takes longer, and together with "
+        "`mmap` the weights are in memory twice.",
+        choices=("on", "off"),
+    ),
+    Knob(
+        "openmp_wait",
+        "how",
+        "speed",
+        "server",
+        "what a thread of an engine built with OpenMP does while it waits for the others",
+        "`active` threads go round in circles, quickest while each has a core of its own; `passive` ones sleep, "
+        "which holds when another program takes a core: with one of two cores busy decode was 27 tokens/s in place of "
+        "0.7, and idle 28 in place of 43. It does nothing to an engine without OpenMP, such as Ollama's on Linux.",
+        choices=("active", "passive"),
+    ),
+    Knob(
         "speculation",
         "kind",
         "speed",
@@ -150,8 +184,40 @@ _ALL = (
         "guess the next tokens and check them together",
         "The n-gram kinds look for the last words earlier in the text and propose what followed then. On text "
         "that repeats itself (edits, code, agents) several tokens are accepted for one pass over the weights; "
-        "on text that does not, checking costs up to 13%. The answer stays the same.",
+        "on text that does not, checking costs up to 13%. `draft-simple` asks a small model with the same vocabulary, "
+        "`draft-mtp` the layers for it that some models bring along, `draft-dflash` a draft made for the model. "
+        "The answer stays the same.",
         choices=SPECULATION_KINDS,
+    ),
+    Knob(
+        "speculation_tokens",
+        "tokens",
+        "speed",
+        "server",
+        "most tokens that are guessed at once",
+        "A longer guess gains more where it holds and costs more where it does not: with half of a draft's tokens "
+        "accepted, 3 at once gave 1.3 times the speed and 8 at once 0.57 of it. The engine's own: 3 of a draft, 48 or "
+        "64 of earlier text.",
+        minimum=1,
+    ),
+    Knob(
+        "speculation_match",
+        "tokens",
+        "speed",
+        "server",
+        "how many tokens must be as they were before for an n-gram kind to guess",
+        "A short match guesses often and is wrong more often. The engine's own: 24 for `ngram-mod`, 12 for the others; "
+        "`ngram-cache` has none.",
+        minimum=1,
+    ),
+    Knob(
+        "draft_model",
+        _PATH,
+        "speed",
+        "server",
+        "small model that guesses tokens for `draft-simple` and `draft-dflash`",
+        "It must have the vocabulary of the model that it guesses for; the engine turns off all guessing where it has "
+        "not. In Ollama it is set for the server, so it is loaded beside every model.",
     ),
     Knob(
         "priority",
@@ -206,6 +272,18 @@ _ALL = (
         choices=("on", "off"),
     ),
     Knob(
+        "cache_reuse",
+        "tokens",
+        "speed",
+        "server",
+        "least length of a piece of the prompt that is taken from the cache although the text before it changed",
+        "Where the beginning of a prompt was edited, what follows need not be computed again: the engine moves its "
+        "entries to their new places. They still say what they said after the old beginning, so answers can change. "
+        "The engine's own: 0, never.",
+        changes_answer=True,
+        minimum=0,
+    ),
+    Knob(
         "kv_offload",
         "on or off",
         "enables",
@@ -228,7 +306,10 @@ def parse_knob_value(name: str, text: str) -> KnobValue:
     knob = KNOBS.get(name)
     if knob is None:
         raise ValueError(f"there is no knob '{name}'")
-    text = text.strip().lower()
+    text = text.strip()
+    if knob.unit == _PATH and text:
+        return text
+    text = text.lower()
     if knob.choices:
         if text not in knob.choices:
             raise ValueError(f"{name} is one of {', '.join(knob.choices)}, not '{text}'")

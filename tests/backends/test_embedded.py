@@ -155,6 +155,21 @@ def test_make_params() -> None:
     assert params.speculative.types == [FakeSpeculation.COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K]
 
 
+def test_lengths_and_drafts_reach_the_engines_parameters() -> None:
+    xllamacpp = importlib.import_module("xllamacpp")
+    lengths = {"speculation_tokens": 16, "speculation_match": 8}
+    params = make_params(xllamacpp, "/m.gguf", {"speculation": "ngram-mod", **lengths}, 0)
+    found = params.speculative.ngram_mod
+    assert (found.n_match, found.n_min, found.n_max) == (8, 12, 16)
+    params = make_params(xllamacpp, "/m.gguf", {"speculation": "ngram-map-k4v", **lengths}, 0)
+    assert (params.speculative.ngram_map_k4v.size_n, params.speculative.ngram_map_k4v.size_m) == (8, 16)
+    draft = {"speculation": "draft-simple", "draft_model": "/d.gguf", "speculation_tokens": 5, "batch_threads": 3}
+    params = make_params(xllamacpp, "/m.gguf", {**draft, "threads": 2, "repack": "off", "cache_reuse": 64}, 0)
+    assert (params.speculative.draft.mparams.path, params.speculative.draft.n_max) == ("/d.gguf", 5)
+    assert (params.cpuparams.n_threads, params.cpuparams_batch.n_threads) == (2, 3)
+    assert (params.no_extra_bufts, params.n_cache_reuse) == (True, 64)
+
+
 @pytest.mark.parametrize("knobs", [{}, {"threads": None, "slots": None, "speculation": "none"}])
 def test_what_is_not_set_is_left_to_the_engine(knobs: dict[str, Any]) -> None:
     params = make_params(fake_module(), "/m.gguf", knobs, 0)

@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from velollm.backends.llamaargs import ARG_OF_KNOB, parse_llama_args, render_flags, total_context_tokens
+from velollm.backends.llamaargs import (
+    ARG_OF_KNOB,
+    DRAFT_TOKENS_ARG,
+    parse_llama_args,
+    parse_speculation_options,
+    render_flags,
+    speculation_options,
+    total_context_tokens,
+)
 from velollm.knobs import KnobValue
 
 
@@ -50,3 +59,41 @@ def test_what_the_engine_takes_for_no_truth_value_is_left_out() -> None:
 def test_flags() -> None:
     argv = render_flags({"threads": 2, "context_tokens": 1024, "slots": 2, "speculation": "ngram-mod"})
     assert argv == ["--threads", "2", "--parallel", "2", "--spec-type", "ngram-mod", "--ctx-size", "2048"]
+
+
+DRAFT: dict[str, KnobValue] = {"speculation": "draft-simple", "draft_model": "/m/d.gguf", "speculation_tokens": 5}
+
+
+def test_a_draft_and_its_length() -> None:
+    argv = ["--spec-type", "draft-simple", "--spec-draft-model", "/m/d.gguf", "--spec-draft-n-max", "5"]
+    assert render_flags(DRAFT) == argv
+    environ = {ARG_OF_KNOB["speculation"]: "draft-simple", ARG_OF_KNOB["draft_model"]: "/m/d.gguf"}
+    assert parse_llama_args({**environ, DRAFT_TOKENS_ARG: "5"}) == DRAFT
+    assert "speculation_tokens" not in parse_llama_args({DRAFT_TOKENS_ARG: "5"})
+    assert render_flags({**DRAFT, "speculation": "none"}) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("ngram-mod", {"spec-ngram-mod-n-match": 8, "spec-ngram-mod-n-min": 12, "spec-ngram-mod-n-max": 16}),
+        ("ngram-simple", {"spec-ngram-simple-size-n": 8, "spec-ngram-simple-size-m": 16}),
+        ("ngram-map-k4v", {"spec-ngram-map-k4v-size-n": 8, "spec-ngram-map-k4v-size-m": 16}),
+        ("ngram-cache", {}),
+        ("draft-mtp", {"spec-draft-n-max": 16}),
+        ("none", {}),
+    ],
+)
+def test_the_lengths_of_each_kind(kind: str, expected: dict[str, int]) -> None:
+    knobs: dict[str, KnobValue] = {"speculation": kind, "speculation_tokens": 16, "speculation_match": 8}
+    assert speculation_options(knobs) == expected
+    found = parse_speculation_options({option: str(value) for option, value in expected.items()}, kind)
+    lengths = {"speculation_tokens": 16, "speculation_match": 8}
+    assert found == (lengths if kind.startswith("ngram") and kind != "ngram-cache" else {})
+
+
+def test_what_only_a_flag_or_a_variable_of_openmp_carries() -> None:
+    assert render_flags({"batch_threads": 4, "repack": "off", "cache_reuse": 256}) == [
+        *("--threads-batch", "4", "--no-repack", "--cache-reuse", "256")
+    ]
+    assert render_flags({"batch_threads": None, "repack": "on", "cache_reuse": 0, "openmp_wait": "passive"}) == []

@@ -80,6 +80,10 @@ def test_the_defaults_need_no_setting() -> None:
         ({"max_loaded_models": 1}, {("environment", "OLLAMA_MAX_LOADED_MODELS"): ("1", "max_loaded_models")}),
         ({"load_mode": "mmap"}, {("model", "use_mmap"): ("true", "load_mode")}),
         ({"speculation": "ngram-mod"}, {("environment", "LLAMA_ARG_SPEC_TYPE"): ("ngram-mod", "speculation")}),
+        ({"batch_threads": 2}, {("config", "threads-batch"): ("2", "batch_threads")}),
+        ({"repack": "off"}, {("environment", "LLAMA_ARG_REPACK"): ("off", "repack")}),
+        ({"openmp_wait": "passive"}, {("environment", "OMP_WAIT_POLICY"): ("passive", "openmp_wait")}),
+        ({"cache_reuse": 256}, {("environment", "LLAMA_ARG_CACHE_REUSE"): ("256", "cache_reuse")}),
         ({"gpu_layers": 0}, {("model", "num_gpu"): ("0", "gpu_layers")}),
         ({"cpu_moe_layers": 12}, {("environment", "LLAMA_ARG_N_CPU_MOE"): ("12", "cpu_moe_layers")}),
         ({"kv_unified": "on"}, {("environment", "LLAMA_ARG_KV_UNIFIED"): ("on", "kv_unified")}),
@@ -94,6 +98,41 @@ def test_each_knob(changes: dict[str, KnobValue], expected: Rendered) -> None:
 
 def test_every_knob_can_be_set() -> None:
     assert supported_knobs(CURRENT) == frozenset(KNOBS)
+
+
+def test_lengths_of_earlier_text_go_to_the_config() -> None:
+    assert rendered(speculation="ngram-simple", speculation_tokens=16, speculation_match=8) == {
+        ("environment", "LLAMA_ARG_SPEC_TYPE"): ("ngram-simple", "speculation"),
+        ("config", "spec-ngram-simple-size-n"): ("8", "speculation_match"),
+        ("config", "spec-ngram-simple-size-m"): ("16", "speculation_tokens"),
+    }
+
+
+def test_a_draft_is_the_servers() -> None:
+    changes: dict[str, KnobValue] = {"speculation": "draft-simple", "draft_model": "/b/x", "speculation_tokens": 6}
+    expected = {
+        ("environment", "LLAMA_ARG_SPEC_TYPE"): ("draft-simple", "speculation"),
+        ("environment", "LLAMA_ARG_SPEC_DRAFT_MODEL"): ("/b/x", "draft_model"),
+        ("environment", "LLAMA_ARG_SPEC_DRAFT_N_MAX"): ("6", "speculation_tokens"),
+    }
+    assert rendered(**changes) == expected
+    found = parse_settings({key: value for (_, key), (value, _) in expected.items()}, {})
+    assert {name: found[name] for name in changes} == changes
+
+
+def test_layers_for_guessing_are_a_parameter_of_the_model() -> None:
+    assert rendered(speculation="draft-mtp") == {("model", "draft_num_predict"): ("4", "speculation")}
+    found = rendered(speculation="draft-mtp", speculation_tokens=2)
+    assert found == {("model", "draft_num_predict"): ("2", "speculation")}
+    assert parse_settings({}, {"draft_num_predict": 4}) == {"speculation": "draft-mtp"}
+    assert parse_settings({}, {"draft_num_predict": 2}) == {"speculation": "draft-mtp", "speculation_tokens": 2}
+
+
+def test_lengths_come_back_from_the_config() -> None:
+    options = {"spec-ngram-mod-n-min": "12", "spec-ngram-mod-n-max": "16", "spec-ngram-mod-n-match": "8"}
+    found = parse_settings({"LLAMA_ARG_SPEC_TYPE": "ngram-mod"}, {}, {**options, "threads-batch": "4"})
+    lengths = {"speculation_tokens": 16, "speculation_match": 8}
+    assert found == {"speculation": "ngram-mod", **lengths, "batch_threads": 4}
 
 
 def test_a_mode_without_a_setting_of_ollamas_is_left_out() -> None:

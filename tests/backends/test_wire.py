@@ -11,7 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from velollm.backends.wire import Exchange, Piece, WireError, WireTimeoutError, lines_of
+from velollm.backends.wire import _SO_TIMESTAMPNS, Exchange, Piece, WireError, WireTimeoutError, lines_of
+
+
+@pytest.fixture
+def stamping() -> Iterator[None]:
+    """The kernel stamps what arrives: it begins to a moment after the first socket wants that, so one stays open."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("127.0.0.1", 0))
+        one.settimeout(5.0)
+        one.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        ancillary: list[tuple[int, int, bytes]] = []
+        while not ancillary:
+            one.sendto(b"?", one.getsockname())
+            _, ancillary, _, _ = one.recvmsg(16, 256)
+        yield
 
 
 @contextmanager
@@ -94,6 +108,7 @@ def test_nobody_there() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a piece arrived")
+@pytest.mark.usefixtures("stamping")
 def test_a_late_reader_still_knows_when_it_came() -> None:
     """The reader asks only after the second piece was sent, and yet the first bytes bear their own time."""
     sent: list[float] = []

@@ -16,12 +16,13 @@ from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Se
 from velollm.backends.child import Child
 from velollm.backends.embedded_child import READY
 from velollm.backends.gguf_files import find_gguf
-from velollm.backends.llamaargs import ARG_OF_KNOB
+from velollm.backends.llamaargs import ARG_OF_KNOB, OPENMP_WAIT
 from velollm.backends.llamabase import refuse_taken, serving
 from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs
 
+_ENVIRONMENT = {**ARG_OF_KNOB, "openmp_wait": OPENMP_WAIT}
 _OWN = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models", "priority"}
 
 
@@ -54,8 +55,8 @@ class EmbeddedBackend(Backend):
         for name, value in knobs.items():
             if name not in self.knobs or value is None or value == defaults.get(name):
                 continue
-            if KNOBS[name].scope == "server":
-                settings.append(Setting("environment", ARG_OF_KNOB[name], str(value), name))
+            if KNOBS[name].scope == "server" and name in _ENVIRONMENT:
+                settings.append(Setting("environment", _ENVIRONMENT[name], str(value), name))
             else:
                 settings.append(Setting("engine", name, str(value), name))
         return tuple(settings)
@@ -75,10 +76,16 @@ def start_engine(
     return Child(
         [sys.executable, "-m", "velollm.backends.embedded_child"],
         log=log,
-        environ=os.environ if environ is None else environ,
+        environ=_with_wait(os.environ if environ is None else environ, knobs),
         ready=parse_ready,
         first_line=wanted,
     )
+
+
+def _with_wait(environ: Mapping[str, str], knobs: Knobs) -> Mapping[str, str]:
+    """The OpenMP run-time reads how to wait when it starts, so it cannot be a parameter."""
+    wait = knobs.get("openmp_wait")
+    return environ if wait is None else {**environ, OPENMP_WAIT: str(wait)}
 
 
 def parse_ready(line: str) -> str | None:

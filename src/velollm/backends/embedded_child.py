@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from typing import Any
 
 from velollm.backends.child import WRAPPER_ERROR
+from velollm.backends.llamaargs import speculation_options
 
 READY = "velollm-ready "
 
@@ -39,6 +41,8 @@ def make_params(xllamacpp: Any, model: str, knobs: dict[str, Any], port: int) ->
     if knobs.get("threads"):
         params.cpuparams.n_threads = knobs["threads"]
         params.cpuparams_batch.n_threads = knobs["threads"]
+    if knobs.get("batch_threads"):
+        params.cpuparams_batch.n_threads = knobs["batch_threads"]
     if knobs.get("gpu_layers") is not None:
         params.n_gpu_layers = knobs["gpu_layers"]
     if layers := knobs.get("cpu_moe_layers"):
@@ -58,9 +62,23 @@ def _set_modes(xllamacpp: Any, params: Any, knobs: dict[str, Any]) -> None:
         params.flash_attn_type = xllamacpp.llama_flash_attn_type[f"LLAMA_FLASH_ATTN_TYPE_{flash}"]
     if mode := knobs.get("load_mode"):
         params.load_mode = xllamacpp.llama_load_mode[f"LLAMA_LOAD_MODE_{mode.upper()}"]
+    if knobs.get("repack") == "off":
+        params.no_extra_bufts = True  # as `--no-repack` has it: common/arg.cpp:2413-2418 of llama.cpp b10488
+    if knobs.get("cache_reuse"):
+        params.n_cache_reuse = knobs["cache_reuse"]
     if (kind := knobs.get("speculation")) and kind != "none":
         name = kind.upper().replace("-", "_")
         params.speculative.types = [xllamacpp.common_speculative_type[f"COMMON_SPECULATIVE_TYPE_{name}"]]
+        if knobs.get("draft_model"):
+            params.speculative.draft.mparams.path = knobs["draft_model"]
+        _set_lengths(params.speculative, knobs)
+
+
+def _set_lengths(speculative: Any, knobs: dict[str, Any]) -> None:
+    """The options of the engine, where its parameters have them: ``spec-KIND-n-max`` is ``KIND.n_max``."""
+    for option, value in speculation_options(knobs).items():
+        kind, field = re.fullmatch(r"spec-(draft|ngram-.+)-((?:n|size)-\w+)", option).groups()  # type: ignore[union-attr]
+        setattr(getattr(speculative, kind.replace("-", "_")), field.replace("-", "_"), value)
 
 
 def main() -> None:

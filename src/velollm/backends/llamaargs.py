@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from velollm.knobs import Knobs, KnobValue
+from velollm.knobs import DRAFT_KINDS, Knobs, KnobValue
 
 # The total context is not here: it is context_tokens times slots.
 ARG_OF_KNOB: Mapping[str, str] = {
@@ -19,18 +19,24 @@ ARG_OF_KNOB: Mapping[str, str] = {
     "batch": "LLAMA_ARG_BATCH",
     "ubatch": "LLAMA_ARG_UBATCH",
     "load_mode": "LLAMA_ARG_LOAD_MODE",
+    "repack": "LLAMA_ARG_REPACK",
     "speculation": "LLAMA_ARG_SPEC_TYPE",
+    "draft_model": "LLAMA_ARG_SPEC_DRAFT_MODEL",
+    "cache_reuse": "LLAMA_ARG_CACHE_REUSE",
     "gpu_layers": "LLAMA_ARG_N_GPU_LAYERS",
     "cpu_moe_layers": "LLAMA_ARG_N_CPU_MOE",
     "kv_unified": "LLAMA_ARG_KV_UNIFIED",
     "kv_offload": "LLAMA_ARG_KV_OFFLOAD",
 }
 CONTEXT_ARG = "LLAMA_ARG_CTX_SIZE"
+DRAFT_TOKENS_ARG = "LLAMA_ARG_SPEC_DRAFT_N_MAX"
+OPENMP_WAIT = "OMP_WAIT_POLICY"
+"""The variable of the OpenMP run-time, read when the engine starts (OpenMP 5.2, section 21.2.7)."""
 _KNOB_OF_ARG = {arg: knob for knob, arg in ARG_OF_KNOB.items()}
 _NUMBERS = frozenset({"threads", "slots", "batch", "ubatch"})
 # Here 0 is a number like others.
-_COUNTS = frozenset({"gpu_layers", "cpu_moe_layers"})
-_SWITCHES = frozenset({"kv_unified", "kv_offload"})
+_COUNTS = frozenset({"gpu_layers", "cpu_moe_layers", "cache_reuse"})
+_SWITCHES = frozenset({"kv_unified", "kv_offload", "repack"})
 # The engine's own words for a truth value (common/arg.cpp:1332-1338).
 _TRUE, _FALSE = ("on", "enabled", "true", "1"), ("off", "disabled", "false", "0")
 
@@ -41,6 +47,38 @@ def total_context_tokens(knobs: Knobs) -> int | None:
     if not isinstance(context, int) or not isinstance(slots, int):
         return None
     return context * slots
+
+
+def speculation_options(knobs: Knobs) -> dict[str, int]:
+    """Lengths of the kind that guesses, as long options of the engine without dashes (common/arg.cpp:4077-4276).
+
+    `ngram-mod` proposes nothing shorter than its least length, 48 by itself (common/common.h:351-356), so that goes
+    down with the longest.
+    """
+    kind, tokens, match = (knobs.get(name) for name in ("speculation", "speculation_tokens", "speculation_match"))
+    found: dict[str, int] = {}
+    if kind in DRAFT_KINDS and isinstance(tokens, int):
+        found["spec-draft-n-max"] = tokens
+    if kind not in ("ngram-mod", "ngram-simple", "ngram-map-k", "ngram-map-k4v"):
+        return found
+    if isinstance(match, int):
+        found[f"spec-{kind}-n-match" if kind == "ngram-mod" else f"spec-{kind}-size-n"] = match
+    if isinstance(tokens, int) and kind == "ngram-mod":
+        found |= {"spec-ngram-mod-n-min": max(1, min(48, tokens * 3 // 4)), "spec-ngram-mod-n-max": tokens}
+    elif isinstance(tokens, int):
+        found[f"spec-{kind}-size-m"] = tokens
+    return found
+
+
+def parse_speculation_options(options: Mapping[str, str], kind: str | None) -> dict[str, KnobValue]:
+    """What such options mean for the ``kind`` that guesses."""
+    mod = kind == "ngram-mod"
+    names = {
+        "speculation_tokens": f"spec-{kind}-n-max" if mod else f"spec-{kind}-size-m",
+        "speculation_match": f"spec-{kind}-n-match" if mod else f"spec-{kind}-size-n",
+    }
+    found = {knob: options.get(option, "") for knob, option in names.items()}
+    return {knob: int(text) for knob, text in found.items() if text.isdecimal() and int(text) > 0}
 
 
 def parse_llama_args(environ: Mapping[str, str]) -> dict[str, KnobValue]:
@@ -60,6 +98,9 @@ def parse_llama_args(environ: Mapping[str, str]) -> dict[str, KnobValue]:
             knobs[knob] = text
         elif text.isdecimal() and int(text) > 0:
             knobs[knob] = int(text)
+    tokens = environ.get(DRAFT_TOKENS_ARG, "")
+    if tokens.isdecimal() and int(tokens) > 0 and knobs.get("speculation") in DRAFT_KINDS:
+        knobs["speculation_tokens"] = int(tokens)
     total = environ.get(CONTEXT_ARG, "")
     if total.isdecimal() and int(total) > 0:
         slots = knobs.get("slots", 1)
@@ -91,6 +132,12 @@ def render_flags(knobs: Knobs) -> list[str]:
     for knob, flag in flags.items():
         if (value := knobs.get(knob)) is not None:
             argv += [flag, str(value)]
+    if knobs.get("batch_threads") is not None:
+        argv += ["--threads-batch", str(knobs["batch_threads"])]
+    if knobs.get("repack") == "off":
+        argv.append("--no-repack")
+    if knobs.get("cache_reuse"):
+        argv += ["--cache-reuse", str(knobs["cache_reuse"])]
     # The opposite of each is what the engine does with a number of slots that is set; older ones have no flag for it.
     if knobs.get("kv_unified") == "on":
         argv.append("--kv-unified")
@@ -98,6 +145,10 @@ def render_flags(knobs: Knobs) -> list[str]:
         argv.append("--no-kv-offload")
     if knobs.get("speculation") not in (None, "none"):
         argv += ["--spec-type", str(knobs["speculation"])]
+        if knobs.get("draft_model") is not None:
+            argv += ["--spec-draft-model", str(knobs["draft_model"])]
+        for option, value in speculation_options(knobs).items():
+            argv += [f"--{option}", str(value)]
     if (total := total_context_tokens(knobs)) is not None:
         argv += ["--ctx-size", str(total)]
     return argv

@@ -14,25 +14,39 @@ from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Se
 from velollm.backends.child import Child
 from velollm.backends.gguf_files import find_gguf
 from velollm.backends.guard import guarded
-from velollm.backends.llamaargs import ARG_OF_KNOB, CONTEXT_ARG, render_flags, total_context_tokens
+from velollm.backends.llamaargs import (
+    ARG_OF_KNOB,
+    CONTEXT_ARG,
+    DRAFT_TOKENS_ARG,
+    OPENMP_WAIT,
+    render_flags,
+    total_context_tokens,
+)
 from velollm.backends.llamabase import refuse_taken, serving
 from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.facts import Facts
-from velollm.knobs import KNOBS, Knobs
+from velollm.knobs import DRAFT_KINDS, KNOBS, Knobs
 
+_ENVIRONMENT = {**ARG_OF_KNOB, "openmp_wait": OPENMP_WAIT}
 # From here on the engine says what it allocates (common/log.h, LOG_LEVEL_TRACE).
 LOG_VERBOSITY = "4"
 _LISTENING = re.compile(r"(?:server is|llama_server:) listening on (http://\S+)")
 
 
 class LlamaCppBackend(Backend):
-    """A `llama-server` of the user's. All its knobs are `LLAMA_ARG_*` variables, so one environment file holds them."""
+    """A `llama-server` of the user's, or the one at ``binary``.
+
+    Its knobs are variables, so one environment file holds them; a few have none, and are only for trials.
+    """
 
     name = "llamacpp"
-    knobs = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models", "priority"}
+    knobs = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models"}
+
+    def __init__(self, binary: str | None = None) -> None:
+        self._binary = binary
 
     def missing(self) -> str | None:
-        return None if shutil.which("llama-server") else "no llama-server on PATH"
+        return None if self._binary or shutil.which("llama-server") else "no llama-server on PATH"
 
     def find_model(self, name: str) -> ModelRef:
         return find_gguf(name)
@@ -44,10 +58,14 @@ class LlamaCppBackend(Backend):
         defaults = self.default_knobs(facts)
         changed = {k: v for k, v in knobs.items() if k in self.knobs and v is not None and v != defaults.get(k)}
         settings = [
-            Setting("environment", ARG_OF_KNOB[name], str(value), name)
+            Setting("environment", arg, str(value), name)
             for name, value in changed.items()
-            if name != "context_tokens"
+            if (arg := _ENVIRONMENT.get(name)) is not None
         ]
+        if changed.get("speculation") in DRAFT_KINDS and "speculation_tokens" in changed:
+            settings.append(
+                Setting("environment", DRAFT_TOKENS_ARG, str(changed["speculation_tokens"]), "speculation_tokens")
+            )
         # The engine's context is for all slots together, so it changes with either.
         if {"context_tokens", "slots"} & changed.keys() and (total := total_context_tokens(knobs)):
             settings.append(Setting("environment", CONTEXT_ARG, str(total), "context_tokens"))
@@ -58,10 +76,10 @@ class LlamaCppBackend(Backend):
         self, model: ModelRef, knobs: Knobs, facts: Facts, *, log: Path, port: int = 0, progress: Progress | None = None
     ) -> Iterator[RunningServer]:
         refuse_taken(port)
-        binary = shutil.which("llama-server") or "llama-server"
+        binary = self._binary or shutil.which("llama-server") or "llama-server"
         argv = [binary, "--model", str(model.path), "--host", "127.0.0.1", "--port", str(port or free_port())]
         argv += ["--log-verbosity", LOG_VERBOSITY]
-        child = Child(guarded([*argv, *render_flags(knobs)]), log=log, environ=_clean_environ(), ready=_listening)
+        child = Child(guarded([*argv, *render_flags(knobs)]), log=log, environ=_trial_environ(knobs), ready=_listening)
         with serving(child, model, progress) as server:
             yield server
 
@@ -71,9 +89,11 @@ def _listening(line: str) -> str | None:
     return match.group(1) if match else None
 
 
-def _clean_environ() -> dict[str, str]:
+def _trial_environ(knobs: Knobs) -> dict[str, str]:
     """Our environment without the user's engine settings, which would colour the trial."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_") and k != OPENMP_WAIT}
+    wait = knobs.get("openmp_wait")
+    return kept if wait is None else {**kept, OPENMP_WAIT: str(wait)}
 
 
 def free_port() -> int:

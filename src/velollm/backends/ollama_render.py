@@ -11,14 +11,26 @@ import re
 from collections.abc import Mapping
 
 from velollm.backends.base import Setting
-from velollm.backends.llamaargs import ARG_OF_KNOB, parse_llama_args, total_context_tokens
+from velollm.backends.llamaargs import (
+    ARG_OF_KNOB,
+    DRAFT_TOKENS_ARG,
+    OPENMP_WAIT,
+    parse_llama_args,
+    parse_speculation_options,
+    speculation_options,
+    total_context_tokens,
+)
 from velollm.backends.ollama_defaults import default_batch
-from velollm.knobs import PRIORITIES, Knobs, KnobValue
+from velollm.knobs import DRAFT_KINDS, PRIORITIES, Knobs, KnobValue
 
 LLAMA_SERVER_ERA = (0, 30, 0)
 CONFIG_ERA = (0, 32, 15)
 """From here on the engine reads a config.ini, for options that have no variable."""
 PRIORITY_OPTION = "prio"
+BATCH_THREADS_OPTION = "threads-batch"
+HEADS_PARAMETER = "draft_num_predict"
+"""Without it Ollama leaves the MTP layers of a model idle (server/routes.go:135-156)."""
+_HEADS_TOKENS = 4  # what Ollama takes for a model with a draft of its own
 # LLAMA_ARG_SPEC_TYPE takes the n-gram kinds by these names since the pin of 0.30.0.
 _FLASH = {"on": "1", "off": "0"}
 PARAMETER_OF_KNOB = {
@@ -28,7 +40,7 @@ PARAMETER_OF_KNOB = {
     "gpu_layers": "num_gpu",
 }
 # What no parameter reaches; the child llama-server has these names since the pin of 0.30.0.
-_ENGINE_KNOBS = ("cpu_moe_layers", "kv_unified", "kv_offload")
+_ENGINE_KNOBS = ("cpu_moe_layers", "kv_unified", "kv_offload", "repack", "draft_model", "cache_reuse")
 TUNING = frozenset(
     f"OLLAMA_{name}"
     for name in (
@@ -40,6 +52,7 @@ ENVIRONMENT_NAMES = (
     TUNING
     | {f"LLAMA_ARG_{name}" for name in ("SPEC_TYPE", "CACHE_TYPE_K", "CACHE_TYPE_V", "BATCH", "UBATCH", "THREADS")}
     | {ARG_OF_KNOB[knob] for knob in _ENGINE_KNOBS}
+    | {DRAFT_TOKENS_ARG, OPENMP_WAIT}
 )
 """Variables that knobs are rendered to or read from; where an environment cannot be listed, these are asked for."""
 
@@ -57,8 +70,9 @@ def supported_knobs(version: tuple[int, int, int] | None) -> frozenset[str]:
     always |= {"keep_alive_s", "max_loaded_models", "load_mode", "gpu_layers"}
     if version is not None and version < LLAMA_SERVER_ERA:
         return frozenset(always)
-    always |= {"ubatch", "speculation", *_ENGINE_KNOBS}
-    return frozenset(always if version is not None and version < CONFIG_ERA else always | {"priority"})
+    always |= {"ubatch", "speculation", "speculation_tokens", "openmp_wait", *_ENGINE_KNOBS}
+    by_config = {"priority", "batch_threads", "speculation_match"}
+    return frozenset(always if version is not None and version < CONFIG_ERA else always | by_config)
 
 
 def render_settings(knobs: Knobs, defaults: Knobs, version: tuple[int, int, int] | None) -> tuple[Setting, ...]:
@@ -66,11 +80,11 @@ def render_settings(knobs: Knobs, defaults: Knobs, version: tuple[int, int, int]
     supported = supported_knobs(version)
     knobs = {k: v for k, v in knobs.items() if k in supported}
     changed = {k: v for k, v in knobs.items() if v is not None and v != defaults.get(k)}
-    settings = [*_environment(changed, knobs), *_parameters(changed, knobs)]
-    if (level := changed.get("priority")) in PRIORITIES:
-        settings.append(Setting("config", PRIORITY_OPTION, str(PRIORITIES.index(str(level))), "priority"))
+    settings = [*_environment(changed, knobs), *_parameters(changed, knobs), *_config(changed)]
     if version is not None and version < LLAMA_SERVER_ERA:
         settings = [setting for setting in settings if not setting.key.startswith("LLAMA_ARG_")]
+    if version is not None and version < CONFIG_ERA:
+        settings = [setting for setting in settings if setting.target != "config"]
     return tuple(sorted(settings, key=lambda setting: (setting.target, setting.key)))
 
 
@@ -89,10 +103,14 @@ def _environment(changed: Mapping[str, KnobValue], knobs: Knobs) -> list[Setting
         add("OLLAMA_MAX_LOADED_MODELS", changed["max_loaded_models"], "max_loaded_models")
     if (flash := _FLASH.get(str(changed.get("flash_attention")))) is not None:
         add("OLLAMA_FLASH_ATTENTION", flash, "flash_attention")
-    if "speculation" in changed:
+    if changed.get("speculation", "draft-mtp") != "draft-mtp":
         add("LLAMA_ARG_SPEC_TYPE", changed["speculation"], "speculation")
+        if changed["speculation"] in DRAFT_KINDS and "speculation_tokens" in changed:
+            add(DRAFT_TOKENS_ARG, changed["speculation_tokens"], "speculation_tokens")
+    if "openmp_wait" in changed:
+        add(OPENMP_WAIT, changed["openmp_wait"], "openmp_wait")
     for knob in _ENGINE_KNOBS:
-        if knob in changed:
+        if knob in changed and (knob != "draft_model" or changed.get("speculation") in DRAFT_KINDS):
             add(ARG_OF_KNOB[knob], changed[knob], knob)
     k, v = knobs.get("kv_type_k"), knobs.get("kv_type_v")
     if {"kv_type_k", "kv_type_v"} & changed.keys():
@@ -102,6 +120,21 @@ def _environment(changed: Mapping[str, KnobValue], knobs: Knobs) -> list[Setting
             # Different types for K and V have no variable of Ollama's own.
             add("LLAMA_ARG_CACHE_TYPE_K", k, "kv_type_k")
             add("LLAMA_ARG_CACHE_TYPE_V", v, "kv_type_v")
+    return found
+
+
+def _config(changed: Mapping[str, KnobValue]) -> list[Setting]:
+    """Options that only config.ini carries."""
+    found: list[Setting] = []
+    if (level := changed.get("priority")) in PRIORITIES:
+        found.append(Setting("config", PRIORITY_OPTION, str(PRIORITIES.index(str(level))), "priority"))
+    if "batch_threads" in changed:
+        found.append(Setting("config", BATCH_THREADS_OPTION, str(changed["batch_threads"]), "batch_threads"))
+    if changed.get("speculation") in DRAFT_KINDS:
+        return found
+    for option, value in speculation_options(changed).items():
+        knob = "speculation_match" if option.endswith(("match", "size-n")) else "speculation_tokens"
+        found.append(Setting("config", option, str(value), knob))
     return found
 
 
@@ -115,6 +148,10 @@ def _parameters(changed: Mapping[str, KnobValue], knobs: Knobs) -> list[Setting]
     if "batch" in knobs and "batch" not in changed and total and default_batch(total) != knobs["batch"]:
         # Left to itself, num_batch would grow with the context.
         found.append(Setting("model", "num_batch", str(knobs["batch"]), "batch"))
+    if changed.get("speculation") == "draft-mtp":
+        # In the environment it would stop every model without such layers.
+        tokens = changed.get("speculation_tokens", _HEADS_TOKENS)
+        found.append(Setting("model", HEADS_PARAMETER, str(tokens), "speculation"))
     if "load_mode" in changed and changed["load_mode"] in ("none", "mmap"):
         found.append(Setting("model", "use_mmap", str(changed["load_mode"] == "mmap").lower(), "load_mode"))
     if knobs.get("ubatch") not in (None, knobs.get("batch")) and {"batch", "ubatch"} & changed.keys():
@@ -133,10 +170,7 @@ def parse_settings(
 
     What is not understood is left out.
     """
-    knobs: dict[str, KnobValue] = {}
-    level = (options or {}).get(PRIORITY_OPTION, "")
-    if level.isdecimal() and int(level) < len(PRIORITIES):
-        knobs["priority"] = PRIORITIES[int(level)]
+    knobs = _parse_options(options or {}, environ.get("LLAMA_ARG_SPEC_TYPE"))
     numbers = {"slots": "OLLAMA_NUM_PARALLEL", "max_loaded_models": "OLLAMA_MAX_LOADED_MODELS"}
     numbers |= {"context_tokens": "OLLAMA_CONTEXT_LENGTH", "threads": "LLAMA_ARG_THREADS"}
     for knob, name in numbers.items():
@@ -152,8 +186,12 @@ def parse_settings(
             knobs[f"kv_type_{letter}"] = kind.lower()
     if kind := environ.get("LLAMA_ARG_SPEC_TYPE"):
         knobs["speculation"] = kind
+    if (wait := environ.get(OPENMP_WAIT, "").lower()) in ("active", "passive"):
+        knobs["openmp_wait"] = wait
+    if isinstance(heads := parameters.get(HEADS_PARAMETER), int) and heads > 0:
+        knobs |= {"speculation": "draft-mtp"} | ({} if heads == _HEADS_TOKENS else {"speculation_tokens": heads})
     engine = parse_llama_args(environ)
-    knobs |= {knob: engine[knob] for knob in (*_ENGINE_KNOBS, "gpu_layers") if knob in engine}
+    knobs |= {knob: engine[knob] for knob in (*_ENGINE_KNOBS, "gpu_layers", "speculation_tokens") if knob in engine}
     for knob, parameter in PARAMETER_OF_KNOB.items():
         least = 0 if knob == "gpu_layers" else 1
         if isinstance(number := parameters.get(parameter), int) and number >= least:
@@ -166,6 +204,17 @@ def parse_settings(
             if environ.get(name, "").isdecimal():
                 knobs[knob] = int(environ[name])
     return knobs
+
+
+def _parse_options(options: Mapping[str, str], kind: str | None) -> dict[str, KnobValue]:
+    knobs: dict[str, KnobValue] = {}
+    level = options.get(PRIORITY_OPTION, "")
+    if level.isdecimal() and int(level) < len(PRIORITIES):
+        knobs["priority"] = PRIORITIES[int(level)]
+    threads = options.get(BATCH_THREADS_OPTION, "")
+    if threads.isdecimal() and int(threads) > 0:
+        knobs["batch_threads"] = int(threads)
+    return knobs | parse_speculation_options(options, kind)
 
 
 def parse_keep_alive(text: str) -> int | None:

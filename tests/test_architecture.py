@@ -35,7 +35,7 @@ TABLE: dict[str, set[str]] = {
     "recommend": {"probe", "models", "rules", "bench"},
     "autopilot": {"probe", "models", "estimate", "plan", "apply", "bench", "tune", "doctor"},
     "status": {"probe", "apply"},
-    "report": {"facts", "plan", "bench", "doctor", "apply", "status", "estimate", "recommend"},
+    "report": {"facts", "plan", "bench", "tune", "doctor", "apply", "status", "estimate", "recommend"},
     "gateway": {"backends", "facts", "config"},
     "dashboard": {"probe", "gateway"},
 }

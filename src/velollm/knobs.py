@@ -334,7 +334,8 @@ class Profile:
     """What the user wants, as `configs/profiles/*.yaml` says it.
 
     ``workload`` names the file in `benchmarks/workloads` whose figures count, ``metric`` the ratio that
-    decides. ``keep_alive_s`` None leaves the engine's own. ``speculation`` lists kinds worth a trial.
+    decides, ``objective`` what a race is about: a whole ``turn`` of one user, or the ``aggregate`` of several.
+    ``keep_alive_s`` None leaves the engine's own. ``speculation`` lists kinds worth a trial.
     ``accepted_price``: by how much the deciding ratio may be proved lower for what the plan enables
     (0.1 = a tenth), because that is what this profile is for. ``may_shrink_context``: the wanted
     context counts even where it is smaller than the engine's own. A model is recommended that decodes at least
@@ -357,6 +358,7 @@ class Profile:
     decode_floor_tokens_per_s: float = 10.0
     prompt_tokens: int = 512
     capabilities: tuple[str, ...] = ()
+    objective: Literal["turn", "aggregate"] = "turn"
 
 
 @dataclass(frozen=True)

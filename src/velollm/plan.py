@@ -279,6 +279,17 @@ def without_speed_knobs(plan: Plan, facts: Facts, backend: Backend) -> Plan:
     return dataclasses.replace(reverted, changes=_changes(reverted, facts, backend))
 
 
+def with_raced(plan: Plan, values: Knobs, reason: str, facts: Facts, backend: Backend) -> Plan:
+    """The plan with values that a race has found; what the user pinned stays."""
+    raced = {name: value for name, value in values.items() if name not in plan.pins}
+    choices = tuple(
+        Choice(choice.name, raced[choice.name], reason, "measured") if choice.name in raced else choice
+        for choice in plan.choices
+    )
+    changed = dataclasses.replace(plan, choices=choices, candidates=())
+    return dataclasses.replace(changed, changes=_changes(changed, facts, backend))
+
+
 def is_for_speed(choice: Choice, pins: Knobs) -> bool:
     """Must this choice prove that it is faster? What the user pinned need not, nor a batch that memory cut."""
     if choice.name in ("batch", "ubatch") and choice.basis == "arithmetic":

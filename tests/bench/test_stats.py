@@ -13,13 +13,13 @@ from velollm.bench.samples import CrowdFigures, Sample, metric_of, value_of
 from velollm.bench.stats import (
     Interval,
     Ratio,
-    _student_t,
     compare_arms,
     compare_control,
     median_interval,
     outliers_of,
     peak_memory_bytes,
     ratio_of_rounds,
+    student_t,
     summarise,
     verdict_of,
 )
@@ -121,11 +121,11 @@ def test_fewer_than_three_pairs_prove_nothing(count: int) -> None:
     assert ratio.estimate == (pytest.approx(50.0) if count else None)
 
 
-def test_student_t_goes_over_into_its_expansion_smoothly() -> None:
-    points = [_student_t(freedom) for freedom in range(1, 60)]
+def teststudent_t_goes_over_into_its_expansion_smoothly() -> None:
+    points = [student_t(freedom) for freedom in range(1, 60)]
     assert points == sorted(points, reverse=True)
-    assert _student_t(31) == pytest.approx(2.0395, abs=1e-3)
-    assert _student_t(120) == pytest.approx(1.9799, abs=1e-3)
+    assert student_t(31) == pytest.approx(2.0395, abs=1e-3)
+    assert student_t(120) == pytest.approx(1.9799, abs=1e-3)
 
 
 def sample_of(arm: str, round_index: int, **values: float | None) -> Sample:

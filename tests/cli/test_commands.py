@@ -22,7 +22,7 @@ from velollm.plan import load_rules
 
 COMMANDS = (
     *("bench", "doctor", "estimate", "explain", "history", "optimize"),
-    *("recommend", "run", "status", "synth", "undo"),
+    *("recommend", "run", "status", "synth", "tune", "undo"),
 )
 HEAVY = {"rich", "pydantic", "httpx", "numpy", "psutil", "yaml", "gguf", "pynvml", "xllamacpp", "platformdirs"}
 ESCAPE = "\x1b"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,9 @@ from velollm.autopilot.made import Wish, make_model
 from velollm.autopilot.measuring import Series, Wanted, measure
 from velollm.autopilot.mending import Mending, choose_mendable, mend, mending_steps, unmendable
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
+from velollm.autopilot.racing import RaceWish, find_drafts
 from velollm.autopilot.trial import try_plan
+from velollm.autopilot.tuning import Tuning, raced_course, remember, tune
 from velollm.backends.base import ModelRef, RunningServer
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_run import Runner
@@ -43,14 +46,17 @@ __all__ = [
     "Order",
     "Outcome",
     "Pending",
+    "RaceWish",
     "Series",
     "Service",
+    "Tuning",
     "Wanted",
     "Wish",
     "chart",
     "chart_elsewhere",
     "choose_mendable",
     "export_plan",
+    "find_drafts",
     "find_flight",
     "flights",
     "fly",
@@ -63,6 +69,7 @@ __all__ = [
     "restart_notes",
     "run_server",
     "serve",
+    "tune",
     "undo",
     "unmendable",
 ]
@@ -76,14 +83,18 @@ def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> O
             f"the backend '{course.backend.name}' has no knobs, so there is nothing to optimize",
             "`velollm bench` measures it as it runs",
         )
+    backend = course.backend
+    if isinstance(backend, OllamaBackend) and course.plan.changes and (why := backend.untriable(course.model)):
+        return Outcome(course, course.plan, applied_reason=f"not tried: {why}", advised=True)
+    began_s = time.monotonic()
+    course, raced = raced_course(course, cockpit, order.budget_s)
     if not course.plan.changes:
         reason = "what is set now already is the plan" if course.current else "the defaults already are the plan"
         return Outcome(course, course.plan, applied_reason=reason)
-    backend = course.backend
-    if isinstance(backend, OllamaBackend) and (why := backend.untriable(course.model)):
-        return Outcome(course, course.plan, applied_reason=f"not tried: {why}", advised=True)
     course.places.writes(course.plan.settings)  # what cannot be written is said before the trial, not after it
-    trial = try_plan(course, cockpit)
+    trial = try_plan(course, cockpit, spent_s=time.monotonic() - began_s, raced=raced is not None)
+    if raced is not None:
+        remember(course, raced, trial.result, trial.keep and trial.plan == course.plan, cockpit)
     outcome = Outcome(course, trial.plan, trial.result, applied_reason=trial.reason, advised=trial.keep)
     if not trial.keep:
         return outcome

@@ -12,6 +12,7 @@ from velollm.autopilot.made import note_of
 from velollm.autopilot.meter import MachineMeter
 from velollm.autopilot.order import Cockpit, Course
 from velollm.backends.ollama import OllamaBackend, uses_gpus
+from velollm.bench.design import FLIGHT
 from velollm.bench.history import append_result
 from velollm.bench.result import BenchResult
 from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
@@ -24,7 +25,7 @@ from velollm.facts import Facts
 from velollm.knobs import Knobs, KnobValue
 from velollm.models.memory import estimate_total_bytes
 from velollm.plan import Plan, without_speed_knobs
-from velollm.tune.keep import decide
+from velollm.tune.keep import decide, decide_raced
 
 _SECOND_TRIAL_SHARE = 0.25
 _SHORTEST_TRIAL_S = 20.0
@@ -42,8 +43,11 @@ class Trial:
     reason: str
 
 
-def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> BenchResult:
-    """Measure the plan against the engine's default, and against what is set now where that is something else."""
+def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float, depth_tokens: int = 0) -> BenchResult:
+    """Measure the plan against the engine's default, and against what is set now where that is something else.
+
+    ``depth_tokens`` of text are read before each prompt, as in a long conversation.
+    """
     arms = {"default": dict(plan.defaults)}
     if course.current is not None and dict(course.current) != arms["default"]:
         arms["current"] = dict(course.current)
@@ -62,6 +66,7 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float) -> Be
         together=fit_together(course.facts, list(arms.values())),
         progress=cockpit,
         context_tokens=min(contexts, default=None),
+        design=replace(FLIGHT, depth_tokens=depth_tokens),
         machine=MachineMeter(),
     )
     result = replace(result, notes=(*note_of(course.facts.model), *result.notes))
@@ -138,9 +143,12 @@ def fit_together(facts: Facts, arms: list[dict[str, KnobValue]]) -> bool:
     return total < _MEMORY_SHARE * free
 
 
-def try_plan(course: Course, cockpit: Cockpit) -> Trial:
-    """Trials until law 4 is content: with everything, then, where speed was not proved, without the knobs for it."""
-    began_s = time.monotonic()
+def try_plan(course: Course, cockpit: Cockpit, *, spent_s: float = 0.0, raced: bool = False) -> Trial:
+    """Trials until law 4 is content: with everything, then, where speed was not proved, without the knobs for it.
+
+    ``spent_s`` of the budget are gone. ``raced``: the plan holds what a race has found, so what that was about counts.
+    """
+    began_s = time.monotonic() - spent_s
     baselines: dict[str, Knobs] = {"default": course.plan.defaults}
     if course.current is not None:
         baselines["current"] = course.current
@@ -148,8 +156,10 @@ def try_plan(course: Course, cockpit: Cockpit) -> Trial:
     total_s = course.order.budget_s
     second_s = total_s * _SECOND_TRIAL_SHARE if bare.knobs != course.plan.knobs and bare.changes else 0.0
     with make_room(course, cockpit):
-        result = compare(course, course.plan, cockpit, max(total_s - second_s, _SHORTEST_TRIAL_S))
+        result = compare(course, course.plan, cockpit, max(total_s - spent_s - second_s, _SHORTEST_TRIAL_S))
         decision = decide(course.plan, result, baselines, course.order.pins)
+        if raced and decision.action == "drop_speed":
+            decision = decide_raced(course.plan, result, baselines)
         if decision.action != "drop_speed":
             trial = Trial(course.plan, result, decision.action == "keep", decision.reason)
             return _checked(course, trial, cockpit, began_s + total_s)

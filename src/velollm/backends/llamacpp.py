@@ -45,6 +45,11 @@ class LlamaCppBackend(Backend):
     def __init__(self, binary: str | None = None) -> None:
         self._binary = binary
 
+    @property
+    def binary(self) -> str:
+        """The program."""
+        return self._binary or shutil.which("llama-server") or "llama-server"
+
     def missing(self) -> str | None:
         return None if self._binary or shutil.which("llama-server") else "no llama-server on PATH"
 
@@ -76,8 +81,7 @@ class LlamaCppBackend(Backend):
         self, model: ModelRef, knobs: Knobs, facts: Facts, *, log: Path, port: int = 0, progress: Progress | None = None
     ) -> Iterator[RunningServer]:
         refuse_taken(port)
-        binary = self._binary or shutil.which("llama-server") or "llama-server"
-        argv = [binary, "--model", str(model.path), "--host", "127.0.0.1", "--port", str(port or free_port())]
+        argv = [self.binary, "--model", str(model.path), "--host", "127.0.0.1", "--port", str(port or free_port())]
         argv += ["--log-verbosity", LOG_VERBOSITY]
         child = Child(guarded([*argv, *render_flags(knobs)]), log=log, environ=_trial_environ(knobs), ready=_listening)
         with serving(child, model, progress) as server:

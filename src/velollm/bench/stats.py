@@ -256,7 +256,7 @@ def _reach(columns: Sequence[Array], differences: Array) -> tuple[float, float]:
     count = len(differences)
     found = _estimates([column[_draws(count)] for column in columns])
     low, high = np.quantile(found - _estimates([column[None, :] for column in columns]), (_TAIL, 1 - _TAIL))
-    student = _student_t(count - 1)
+    student = student_t(count - 1)
     if count < _FEW:
         reach = student * float(differences.std(ddof=1)) / math.sqrt(count)
         return min(float(low), -reach), max(float(high), reach)
@@ -278,7 +278,7 @@ def _draws(count: int) -> NDArray[np.int64]:
     return np.random.default_rng(_SEED).integers(0, count, (_RESAMPLES, count))
 
 
-def _student_t(freedom: int) -> float:
+def student_t(freedom: int) -> float:
     """97.5% point of Student's t; above 30 degrees its expansion (Abramowitz and Stegun, 26.7.5)."""
     if freedom <= len(_T):
         return _T[freedom - 1]

@@ -17,7 +17,9 @@ METRIC_WORDS = {
     "ttft": "time to first token",
     "aggregate_4": "the total of 4 users",
     "worst_ttft_4": "the worst wait of 4 users",
+    "turn": "a whole turn",
 }
+OBJECTIVE_METRICS = {"turn": "turn", "aggregate": "aggregate_4"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,31 @@ def speed_knobs_against(plan: Plan, baseline: Knobs) -> tuple[str, ...]:
         for choice in plan.choices
         if is_for_speed(choice, plan.pins) and choice.value != baseline.get(choice.name)
     )
+
+
+def decide_raced(plan: Plan, result: BenchResult, baselines: Mapping[str, Knobs]) -> Decision:
+    """Law 4 for what a race has found: proved faster in what it was about or in the profile's own figure.
+
+    Against the engine's default and against what is set now, and proved slower in neither. Where the race left all as
+    it was, nothing has to be proved.
+    """
+    metrics = dict.fromkeys((OBJECTIVE_METRICS[plan.profile.objective], plan.profile.metric))
+    proof = ""
+    for arm in baselines:
+        if arm not in result.arms or not speed_knobs_against(plan, baselines[arm]):
+            continue
+        found = {metric: compare_arms(result.runs, arm, result.tuned, metric) for metric in metrics}
+        for metric, ratio in found.items():
+            if ratio.verdict == "slower":
+                return Decision("leave", f"{METRIC_WORDS[metric]} is slower than with {_name(arm)} ({_text(ratio)})")
+        faster = next((metric for metric, ratio in found.items() if ratio.verdict == "faster"), None)
+        if faster is None:
+            metric, ratio = next(iter(found.items()))
+            return Decision(
+                "drop_speed", f"{METRIC_WORDS[metric]} is not proved faster than with {_name(arm)} ({_text(ratio)})"
+            )
+        proof = proof or f"{METRIC_WORDS[faster]} is proved faster than with {_name(arm)} ({_text(found[faster])})"
+    return Decision("keep", proof or "nothing that is for speed was turned")
 
 
 def decide(plan: Plan, result: BenchResult, baselines: Mapping[str, Knobs], asked: Knobs) -> Decision:

@@ -1,0 +1,307 @@
+"""The race around a plan: over the same file, on the cheapest engine that tells the truth."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from velollm.autopilot.order import Cockpit, Course
+from velollm.autopilot.trial import fit_together, fresh_log, make_room
+from velollm.backends.base import Backend, RunningServer
+from velollm.backends.embedded import EmbeddedBackend
+from velollm.backends.gguf_files import find_gguf
+from velollm.backends.llamacpp import LlamaCppBackend
+from velollm.backends.ollama import OllamaBackend
+from velollm.bench.design import Design
+from velollm.bench.run import Arm, Budget, run_bench
+from velollm.bench.stats import Ratio, compare_arms
+from velollm.bench.workload import load_workload
+from velollm.errors import VeloError
+from velollm.estimate.kept import identity
+from velollm.facts import Facts
+from velollm.knobs import KNOBS, Knobs, KnobValue
+from velollm.models.memory import estimate_total_bytes
+from velollm.tune.candidates import Ground
+from velollm.tune.heat import Race
+from velollm.tune.keep import OBJECTIVE_METRICS
+from velollm.tune.objective import objective_of
+from velollm.tune.race import run_race
+from velollm.tune.record import KeptRace, Subject, find_race, keep_race, machine_of
+from velollm.tune.track import Track
+
+_MEMORY_SHARE = 0.9
+_BUSY_SHARE = 0.18
+_LEAST_BUSY_S, _MOST_BUSY_S = 8.0, 40.0
+_STEADIER = 1.5
+_VERSION_S = 10.0
+_BUSY_DESIGN = Design(levels=())
+
+
+@dataclass(frozen=True)
+class RaceWish:
+    """What a race is to look at. ``knobs``: only these; ``lossy``: also what can change answers; ``drafts``: models
+    to guess with; ``resume``: go on with an unfinished one.
+    """
+
+    knobs: frozenset[str] | None = None
+    lossy: bool = False
+    drafts: tuple[Path, ...] = ()
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Trade:
+    """Two settings of which each is better at a time: alone (``idle``) and with one core busy (``busy``).
+
+    The ratios are those of ``knobs`` to the winner's; above 1 is better.
+    """
+
+    knobs: Knobs
+    idle: Ratio | None
+    busy: Ratio
+
+
+@dataclass(frozen=True)
+class Raced:
+    """A race and what came with it. ``holds``: with a neighbour busy the winner is not proved slower than the default.
+
+    ``busy``: that ratio, None where it was not measured; ``trade``: what is steadier there.
+    """
+
+    race: Race
+    engine: str
+    busy: Ratio | None = None
+    trade: Trade | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        return self.busy is None or self.busy.verdict != "slower"
+
+
+def subject_of(course: Course) -> Subject | None:
+    """What a race of this course is kept under; None where the model's file cannot be told from others."""
+    model = course.facts.model
+    name = identity(model, course.model.path) if model is not None else None
+    if name is None:
+        return None
+    return Subject(machine_of(course.facts), name, engine_of(course.backend), course.plan.profile.name)
+
+
+def engine_of(backend: Backend) -> str:
+    """An engine's build, as one line."""
+    if isinstance(backend, OllamaBackend):
+        return f"ollama {backend.version or 'unknown'}"
+    if isinstance(backend, EmbeddedBackend):
+        return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+    if isinstance(backend, LlamaCppBackend):
+        return _llama_version(backend.binary)
+    return backend.name
+
+
+def _llama_version(binary: str) -> str:
+    try:
+        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=_VERSION_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "llama-server unknown"
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("version:")]
+    return f"llama-server {lines[0].removeprefix('version:').strip() if lines else 'unknown'}"
+
+
+def cheap_backend(backend: Backend) -> Backend:
+    """The engine that candidates are tried on: Ollama's own `llama-server`, where it is beside the program."""
+    if not isinstance(backend, OllamaBackend) or backend.binary is None:
+        return backend
+    found = find_llama_server(Path(backend.binary))
+    return backend if found is None else LlamaCppBackend(str(found))
+
+
+def find_llama_server(ollama: Path) -> Path | None:
+    """Where Ollama's packages keep the engine: `lib/ollama` beside the program's directory, or the directory itself."""
+    here = ollama.resolve().parent
+    for folder in (here.parent / "lib" / "ollama", here / "lib" / "ollama", here):
+        for name in ("llama-server", "llama-server.exe"):
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
+def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: float, kept: Race | None = None) -> Raced:
+    """Race candidates around the course's plan within the budget; go on with ``kept`` where it is given.
+
+    Raises:
+        VeloError: the plan itself does not run here.
+    """
+    engine = cheap_backend(course.backend)
+    plan, facts = course.plan, course.facts
+    base = starting_point(course)
+    workload = load_workload(plan.profile.workload)
+    objective = objective_of(plan.profile, workload)
+    subject = subject_of(course)
+    drafts, notes = _usable_drafts(course, wish.drafts)
+    ground = Ground(
+        facts,
+        plan.profile,
+        course.backend.knobs & engine.knobs,
+        fixed=frozenset(plan.pins),
+        asked=wish.knobs,
+        drafts=tuple(str(path) for path in drafts),
+        openmp=isinstance(engine, EmbeddedBackend) or facts.os == "windows",
+        lossy=wish.lossy,
+        fits=lambda knobs: _fits(facts, knobs),
+    )
+    context = base.get("context_tokens")
+    # Without GPUs a neighbour is part of the test; its time is kept back.
+    busy_s = 0.0 if facts.gpus else min(max(_BUSY_SHARE * budget_s, _LEAST_BUSY_S), _MOST_BUSY_S, budget_s / 3)
+
+    def start(name: str, knobs: Knobs) -> AbstractContextManager[RunningServer]:
+        return engine.trial(course.model, knobs, facts, log=fresh_log(course, f"race-{name}"))
+
+    def keep(race: Race) -> None:
+        if subject is not None:
+            keep_race(course.order.paths.data, subject, race, None)
+
+    with (
+        make_room(course, cockpit),
+        Track(
+            start,
+            workload,
+            users=objective.users,
+            budget_s=budget_s - busy_s,
+            context_tokens=context if isinstance(context, int) else None,
+            side_by_side=lambda count: fit_together(facts, [dict(base)] * count),
+        ) as track,
+    ):
+        race = run_race(kept or Race(base, base), ground, track, objective, progress=cockpit, keep=keep)
+    keep(race)
+    raced = Raced(race, engine_of(engine), notes=notes)
+    if race.interrupted or not busy_s:
+        return raced
+    return _beside_a_neighbour(course, raced, engine, busy_s, cockpit)
+
+
+def starting_point(course: Course) -> dict[str, KnobValue]:
+    """The plan, without guesses that nobody has asked for: those have to win."""
+    knobs = course.plan.knobs
+    if "speculation" in knobs and "speculation" not in course.plan.pins:
+        knobs |= {"speculation": "none"}
+    return knobs
+
+
+def kept_race(course: Course) -> KeptRace | None:
+    """The race that was kept for this course."""
+    subject = subject_of(course)
+    return None if subject is None else find_race(course.order.paths.data, subject)
+
+
+def _usable_drafts(course: Course, drafts: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """Drafts that the backend can carry; Ollama loads one beside every model of the server."""
+    backend = course.backend
+    if not drafts or not isinstance(backend, OllamaBackend) or backend.version is None:
+        return list(drafts), ()
+    names = {str(tag.get("name")) for tag in backend.api.tags()}
+    files = {str(path) for path in drafts}
+    others = [
+        name
+        for name in sorted(names - {course.model.name, f"{course.model.name}:latest"})
+        if str(backend.find_model(name).path) not in files
+    ]
+    if not others:
+        return list(drafts), ()
+    note = (
+        f"no draft was raced: Ollama would load it beside every model of the server ({', '.join(others[:3])}"
+        f"{' …' if len(others) > 3 else ''}); a server of its own can have one (`velollm run`)"
+    )
+    return [], (note,)
+
+
+def _fits(facts: Facts, knobs: Knobs) -> bool:
+    """Would a server with these knobs find memory? Unknown counts as yes: the engine itself then says."""
+    model, memory = facts.model, facts.memory
+    if model is None or memory is None or memory.available_bytes is None:
+        return True
+    needed = estimate_total_bytes(model, knobs)
+    if needed is None:
+        return True
+    draft = knobs.get("draft_model")
+    if isinstance(draft, str) and Path(draft).is_file():
+        needed += Path(draft).stat().st_size
+    room = memory.available_bytes + sum(gpu.vram_bytes or 0 for gpu in facts.gpus or () if not gpu.unified_memory)
+    return needed <= _MEMORY_SHARE * room
+
+
+def _beside_a_neighbour(course: Course, raced: Raced, engine: Backend, budget_s: float, cockpit: Cockpit) -> Raced:
+    """The winner with one core busy, against the default, and against fewer threads."""
+    profile, facts = course.plan.profile, course.facts
+    winner, default = raced.race.knobs, course.plan.defaults
+    workload = load_workload(profile.workload).model_copy(update={"beside": "busy process", "turns": 1})
+    arms: dict[str, Knobs] = {"default": default, "tuned": winner}
+    threads = winner.get("threads")
+    if isinstance(threads, int) and threads > 1 and "threads" not in course.plan.pins:
+        arms["steady"] = {**winner, "threads": threads - 1}
+    # What a small model is asked must fit the smallest context.
+    contexts = [value for knobs in arms.values() if isinstance(value := knobs.get("context_tokens"), int)]
+    metric = "decode" if profile.objective == "aggregate" else OBJECTIVE_METRICS[profile.objective]
+
+    def arm(name: str, knobs: Knobs) -> Arm:
+        return Arm(name, lambda: engine.trial(course.model, knobs, facts, log=fresh_log(course, f"busy-{name}")))
+
+    def progress(done: float, text: str, left_s: float) -> None:
+        cockpit(done, f"with one core busy: {text}", left_s)
+
+    try:
+        result = run_bench(
+            [arm(name, knobs) for name, knobs in arms.items()],
+            workload,
+            Budget(budget_s, quick=True),
+            together=fit_together(facts, [dict(knobs) for knobs in arms.values()]),
+            progress=progress,
+            context_tokens=min(contexts, default=None),
+            design=_BUSY_DESIGN,
+        )
+    except VeloError as error:
+        return replace(raced, notes=(*raced.notes, f"not measured with a neighbour: {error.message}"))
+    if not any(sample.turn_s for sample in result.runs):
+        metric = "decode"
+    busy = compare_arms(result.runs, "default", "tuned", metric)
+    trade = None
+    if "steady" in arms:
+        steady = compare_arms(result.runs, "tuned", "steady", metric)
+        if steady.verdict == "faster" and (steady.estimate or 0) >= _STEADIER:
+            trade = Trade({"threads": arms["steady"]["threads"]}, _idle_ratio(raced, arms["steady"]), steady)
+    return replace(raced, busy=busy, trade=trade)
+
+
+def _idle_ratio(raced: Raced, steady: Knobs) -> Ratio | None:
+    """What the race itself saw of these threads; None where it saw nothing of them."""
+    tried = next((t for t in raced.race.tried if dict(t.values) == {"threads": steady["threads"]}), None)
+    if tried is None or tried.ratio is None:
+        return None
+    return Ratio(tried.ratio, tried.low, tried.high, "no difference", tried.rounds)
+
+
+def values_of(race: Race) -> dict[str, KnobValue]:
+    """What a plan has to take over of a race: all that differs from its start, where a plan may set it."""
+    return {name: value for name, value in race.changed.items() if name in KNOBS}
+
+
+def find_drafts(names: Sequence[str]) -> tuple[Path, ...]:
+    """The files of models to guess with: paths, or names of an Ollama store.
+
+    Raises:
+        VeloError: there is none of that name, or its file cannot be read.
+    """
+    found: list[Path] = []
+    for name in names:
+        if name.endswith(".gguf"):
+            found.append(find_gguf(name).path or Path(name))
+            continue
+        path = OllamaBackend().find_model(name).path
+        if path is None:
+            raise VeloError(f"the file of '{name}' cannot be read", "give the path of a GGUF file")
+        found.append(path)
+    return tuple(path.resolve() for path in found)

@@ -1,0 +1,193 @@
+"""`velollm tune`, and what `velollm optimize` does of it: race, confirm, keep the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from velollm.autopilot.chart import chart
+from velollm.autopilot.order import Cockpit, Course, Order
+from velollm.autopilot.racing import Raced, RaceWish, kept_race, race_around, subject_of, values_of
+from velollm.autopilot.trial import compare, make_room, why_as_it_runs
+from velollm.bench.result import BenchResult
+from velollm.bench.run import OverBudgetError
+from velollm.bench.stats import compare_arms
+from velollm.errors import UsageError, VeloError
+from velollm.knobs import KNOBS, Knobs
+from velollm.plan import Plan, with_raced
+from velollm.tune.heat import Race
+from velollm.tune.keep import OBJECTIVE_METRICS, Decision, decide_raced
+from velollm.tune.record import Confirmed, KeptRace, keep_race, last_race, what_changed
+
+_RACE_SHARE = 0.62
+_DEEP_SHARE = 0.3
+_LEAST_CONFIRM_S = 20.0
+_LEAST_DEPTH, _MOST_DEPTH = 512, 8192
+LEAST_FLIGHT_S = 120.0
+"""Below it a flight's time is all needed for its trial."""
+FLIGHT_RACE_SHARE = 0.45
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How tuning ended. ``plan``: with what may be kept. ``raced``: None where a kept race was taken over.
+
+    ``short`` and ``deep``: the winner against the default, without and with a long text before each prompt.
+    ``advised``: it is worth setting, against what is set now.
+    """
+
+    course: Course
+    plan: Plan
+    race: Race
+    raced: Raced | None
+    kept: KeptRace | None
+    short: BenchResult | None = None
+    deep: BenchResult | None = None
+    reason: str = ""
+    advised: bool = False
+
+
+def tune(order: Order, wish: RaceWish, cockpit: Cockpit) -> Tuning:
+    """Find the fastest settings for a model, confirm them at short and long depth, and keep what was found.
+
+    Raises:
+        VeloError: no private server can be started for it here.
+    """
+    course = chart(order, cockpit)
+    if why := why_as_it_runs(course):
+        raise VeloError(f"nothing can be raced: {why}", "`velollm bench` measures the server as it runs")
+    for name in wish.knobs or ():
+        if name not in KNOBS:
+            raise UsageError(f"there is no knob '{name}'", f"knobs: {', '.join(KNOBS)}")
+    earlier = kept_race(course)
+    if wish.resume and earlier is not None and earlier.is_final:
+        cockpit.note(f"The race of {earlier.taken_at} is complete and still holds.")
+        return _taken_over(course, earlier)
+    _say_what_changed(course, earlier, cockpit)
+    began_s = time.monotonic()
+    going_on = earlier.race if wish.resume and earlier is not None else None
+    raced = race_around(course, wish, cockpit, order.budget_s * _RACE_SHARE, _awake(going_on))
+    for note in raced.notes:
+        cockpit.note(f"{note[:1].upper()}{note[1:]}.")
+    plan = with_raced(course.plan, values_of(raced.race), _reason(raced), course.facts, course.backend)
+    tuning = Tuning(course, plan, raced.race, raced, None)
+    if raced.race.interrupted:
+        return replace(tuning, reason="interrupted: this led, and is not confirmed; --resume goes on")
+    return _confirmed(tuning, cockpit, max(order.budget_s - (time.monotonic() - began_s), _LEAST_CONFIRM_S))
+
+
+def _confirmed(tuning: Tuning, cockpit: Cockpit, left_s: float) -> Tuning:
+    """The winner against the default and what is set now, on the backend itself."""
+    course, plan = tuning.course, tuning.plan
+    baselines = _baselines(course)
+    with make_room(course, cockpit):
+        short = compare(course, plan, cockpit, left_s * (1 - _DEEP_SHARE))
+        deep, cut = _measure_deep(course, plan, short, cockpit, left_s * _DEEP_SHARE)
+    decision = decide_raced(plan, short, baselines)
+    if decision.action == "keep" and deep is not None:
+        at_depth = decide_raced(plan, deep, baselines)
+        if at_depth.action == "leave":
+            decision = Decision("leave", f"in a conversation of {deep.depth_tokens:,} tokens {at_depth.reason}")
+    assert tuning.raced is not None
+    if decision.action == "keep" and not tuning.raced.holds:
+        decision = Decision("leave", "with one core busy it is slower than the default: a trade, yours to make")
+    keeps = decision.action == "keep"
+    race = tuning.race if keeps else replace(tuning.race, knobs=dict(tuning.race.start))
+    plan = plan if keeps else course.plan
+    kept = _keep(course, race, short, cockpit)
+    advised = keeps and bool(plan.changes) and bool(race.changed)
+    if cut:
+        cockpit.note(cut)
+    return replace(tuning, plan=plan, short=short, deep=deep, kept=kept, reason=decision.reason, advised=advised)
+
+
+def _measure_deep(
+    course: Course, plan: Plan, short: BenchResult, cockpit: Cockpit, budget_s: float
+) -> tuple[BenchResult | None, str | None]:
+    """The same with as long a text before each prompt as the time and the context allow."""
+    contexts = [k.get("context_tokens") for k in (plan.defaults, plan.knobs)]
+    room = min((c for c in contexts if isinstance(c, int)), default=0) // 2
+    rate = short.summary("default")["prefill"].estimate or 0.0
+    depth = min(room, _MOST_DEPTH, int(rate * budget_s * 0.4 / max(len(short.arms), 1)))
+    depth -= depth % 128
+    if depth < _LEAST_DEPTH:
+        return None, "A long conversation was not measured: reading one takes more time than is left (--budget 10m)."
+    try:
+        return compare(course, plan, cockpit, budget_s, depth), None
+    except (OverBudgetError, VeloError) as error:
+        return None, f"A long conversation was not measured: {error.message}."
+
+
+def _keep(course: Course, race: Race, short: BenchResult, cockpit: Cockpit) -> KeptRace | None:
+    subject = subject_of(course)
+    if subject is None:
+        return None
+    metric = OBJECTIVE_METRICS[course.plan.profile.objective]
+    found = compare_arms(short.runs, "default", "tuned", metric)
+    confirmed = Confirmed(metric, found.estimate, found.low, found.high, found.verdict)
+    try:
+        return keep_race(course.order.paths.data, subject, race, confirmed, acceptance=short.acceptance("tuned"))
+    except VeloError as error:
+        cockpit.note(f"The race is not kept: {error.message} ({error.hint}).")
+        return None
+
+
+def remember(course: Course, raced: Raced, result: BenchResult, proved: bool, cockpit: Cockpit) -> None:
+    """Keep a flight's race: with what it found, or, where that was not proved, with where it started."""
+    _keep(course, raced.race if proved else replace(raced.race, knobs=dict(raced.race.start)), result, cockpit)
+
+
+def raced_course(course: Course, cockpit: Cockpit, budget_s: float) -> tuple[Course, Raced | None]:
+    """A flight's course with what a race has found: one that was kept, else one that is run now where time allows."""
+    earlier = kept_race(course)
+    if earlier is not None and earlier.is_final:
+        cockpit.note(f"Taking over the race of {earlier.taken_at} for this model, engine and machine.")
+        return _with(course, earlier.knobs, f"won the race of {earlier.taken_at[:10]}"), None
+    if budget_s < LEAST_FLIGHT_S or why_as_it_runs(course):
+        return course, None
+    _say_what_changed(course, earlier, cockpit)
+    raced = race_around(course, RaceWish(), cockpit, budget_s * FLIGHT_RACE_SHARE)
+    if raced.race.interrupted:
+        raise KeyboardInterrupt
+    if not raced.holds:
+        cockpit.note("What won alone is slower with one core busy, so it is left out: `velollm tune` shows both.")
+        return course, raced
+    return _with(course, values_of(raced.race), _reason(raced)), raced
+
+
+def _with(course: Course, values: Knobs, reason: str) -> Course:
+    values = {name: value for name, value in values.items() if name in course.backend.knobs}
+    return replace(course, plan=with_raced(course.plan, values, reason, course.facts, course.backend))
+
+
+def _reason(raced: Raced) -> str:
+    return f"won the race on {raced.engine}"
+
+
+def _taken_over(course: Course, kept: KeptRace) -> Tuning:
+    plan = with_raced(course.plan, kept.knobs, f"won the race of {kept.taken_at[:10]}", course.facts, course.backend)
+    assert kept.confirmed is not None
+    reason = f"{kept.confirmed.metric}: {kept.confirmed.verdict} than the default when it was confirmed"
+    return Tuning(course, plan, kept.race, None, kept, reason=reason, advised=bool(kept.knobs) and bool(plan.changes))
+
+
+def _say_what_changed(course: Course, kept: KeptRace | None, cockpit: Cockpit) -> None:
+    """A kept race of the same model that no longer holds is named, with the reason."""
+    subject = subject_of(course)
+    if kept is not None or subject is None:
+        return
+    last = last_race(course.order.paths.data, subject.model, subject.profile)
+    if last is not None and (why := what_changed(last.subject, subject)):
+        cockpit.note(f"The race of {last.taken_at} no longer holds: {why}. Racing anew.")
+
+
+def _awake(race: Race | None) -> Race | None:
+    return None if race is None else replace(race, interrupted=False)
+
+
+def _baselines(course: Course) -> Mapping[str, Knobs]:
+    found: dict[str, Knobs] = {"default": course.plan.defaults}
+    if course.current is not None:
+        found["current"] = course.current
+    return found

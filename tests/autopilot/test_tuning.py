@@ -1,0 +1,98 @@
+"""Whole races on the embedded engine with a small made model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.autopilot.test_flight import Passenger, one_core
+from velollm.autopilot import Order, RaceWish, find_drafts, tune
+from velollm.autopilot.racing import find_llama_server
+from velollm.autopilot.tuning import raced_course
+from velollm.config import user_paths
+from velollm.errors import UsageError, VeloError
+from velollm.knobs import KNOBS
+from velollm.models.synthetic import TINY, ensure_model
+
+WISH = RaceWish(knobs=frozenset({"batch", "ubatch", "repack"}))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_model(TINY, tmp_path_factory.mktemp("made"))
+
+
+def order(model: Path, budget_s: float = 30.0) -> Order:
+    pins = {"context_tokens": 2048, "threads": 1}
+    return Order(str(model), "embedded", pins=pins, paths=user_paths(), probe=one_core, budget_s=budget_s)
+
+
+@pytest.mark.flight
+def test_a_race_is_run_confirmed_kept_and_taken_over(tiny: Path) -> None:
+    cockpit = Passenger()
+    before = psutil.Process().children(recursive=True)
+    found = tune(order(tiny), WISH, cockpit)
+    assert psutil.Process().children(recursive=True) == before
+    assert {t.group for t in found.race.tried} <= {"batch", "repack", "second look"}
+    assert {t.name for t in found.race.tried} >= {"repack=off"}
+    assert found.short is not None
+    assert found.short.arms == ("default", "tuned")
+    assert found.raced is not None
+    assert found.raced.busy is not None
+    assert found.raced.trade is None  # one thread cannot become fewer
+    assert found.kept is not None
+    assert found.kept.is_final
+    assert found.plan.pins == {"context_tokens": 2048, "threads": 1}
+    assert any("leads: " in text for text in cockpit.texts)
+
+    again = tune(order(tiny), dataclasses.replace(WISH, resume=True), cockpit)
+    assert again.raced is None
+    assert again.race == found.kept.race
+    assert "still holds" in cockpit.notes[-1]
+
+    course, raced = raced_course(found.course, cockpit, 20.0)
+    assert raced is None
+    assert "Taking over the race" in cockpit.notes[-1]
+    assert {n: course.plan.knobs[n] for n in found.kept.knobs} == dict(found.kept.knobs)
+
+
+@pytest.mark.flight
+def test_ctrl_c_ends_with_what_leads_and_nothing_running(tiny: Path) -> None:
+    class Hasty(Passenger):
+        def __call__(self, done: float, text: str, left_s: float | None = None, /) -> None:
+            super().__call__(done, text, left_s)
+            if "round 2" in text:
+                raise KeyboardInterrupt
+
+    before = psutil.Process().children(recursive=True)
+    found = tune(order(tiny, 60.0), WISH, Hasty())
+    assert found.race.interrupted
+    assert (found.short, found.advised) == (None, False)
+    assert psutil.Process().children(recursive=True) == before
+
+
+def test_a_knob_that_does_not_exist_is_named(tiny: Path) -> None:
+    with pytest.raises(UsageError, match="no knob 'speed'"):
+        tune(order(tiny), RaceWish(knobs=frozenset({"speed"})), Passenger())
+    assert "batch" in KNOBS
+
+
+def test_drafts_are_files(tiny: Path) -> None:
+    assert find_drafts([str(tiny)]) == (tiny.resolve(),)
+    with pytest.raises(VeloError):
+        find_drafts([str(tiny.with_name("none.gguf"))])
+
+
+@pytest.mark.parametrize("folder", ["lib/ollama", "bin", "bin/lib/ollama"])
+def test_the_engine_is_found_beside_ollama(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "bin").mkdir()
+    ollama = tmp_path / "bin" / "ollama"
+    ollama.touch()
+    assert find_llama_server(ollama) is None
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    engine = tmp_path / folder / "llama-server"
+    engine.touch()
+    assert find_llama_server(ollama) == engine

@@ -175,7 +175,7 @@ def test_a_port_that_is_taken(tiny: Path, taken_port: int) -> None:
 
 
 def test_an_engine_killed_in_a_trial(tiny: Path, own_home: Path) -> None:
-    with running_cli("optimize", tiny, *FLAGS, "--yes", "--json") as cli:
+    with running_cli("optimize", tiny, *FLAGS, "--budget", "60s", "--yes", "--json") as cli:
         cli.wait_for("round 1 of")
         engines = cli.engines()
         assert len(engines) == 2
@@ -204,7 +204,7 @@ def named_log(done: subprocess.CompletedProcess[str]) -> Path:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_a_trial(number: signal.Signals, tiny: Path, own_home: Path) -> None:
-    with running_cli("optimize", tiny, *FLAGS, "--yes", "--json") as cli:
+    with running_cli("optimize", tiny, *FLAGS, "--budget", "60s", "--yes", "--json") as cli:
         cli.wait_for("round 1 of")
         engines = cli.engines()
         cli.process.send_signal(number)
@@ -229,7 +229,7 @@ def test_interrupted_while_it_serves(tiny: Path) -> None:
 
 def test_killed_in_a_trial(tiny: Path, own_home: Path) -> None:
     """Nobody is left to end the engines, so they end by themselves."""
-    with running_cli("optimize", tiny, *FLAGS, "--yes") as cli:
+    with running_cli("optimize", tiny, *FLAGS, "--budget", "60s", "--yes") as cli:
         cli.wait_for("round 1 of")
         engines = cli.engines()
         cli.process.kill()

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velollm.backends import wire
-from velollm.backends.llamahttp import LlamaHttp, parse_metrics, parse_stream
+from velollm.backends.base import NextToken
+from velollm.backends.llamahttp import LlamaHttp, parse_metrics, parse_next_token, parse_stream
 from velollm.errors import VeloError
 
 
@@ -274,3 +275,83 @@ llamacpp:no_number nan
 @given(st.text(max_size=200))
 def test_metrics_never_raise(text: str) -> None:
     parse_metrics(text)
+
+
+# What comes next
+
+LOWEST = -3.4028234663852886e38
+
+
+def next_token(chosen: object = 7, logprob: object = -4.5, **more: object) -> dict[str, Any]:
+    top = [{"id": 4, "token": "a", "bytes": [97], "logprob": -0.5}, {"id": 9, "logprob": -1.25}]
+    row = {"id": chosen, "token": "b", "logprob": logprob, "top_logprobs": top}
+    return {"content": "b", "completion_probabilities": [row | more]}
+
+
+def test_the_probabilities_of_the_next_token() -> None:
+    with serving(lambda h: h.send(json.dumps(next_token()).encode())) as (client, requests):
+        found = client.next_probabilities((1, 2, 3), 2, follower=7, deadline_s=5.0)
+    assert found == NextToken({4: -0.5, 9: -1.25}, -4.5)
+    ((path, body),) = requests
+    assert path == "/completion"
+    assert (body["prompt"], body["n_predict"], body["n_probs"]) == ([1, 2, 3], 1, 2)
+    assert (body["cache_prompt"], body["post_sampling_probs"]) == (True, False)
+    # The token that follows is made the chosen one, so that its own probability is told.
+    assert body["logit_bias"] == [[7, 1e6]]
+    assert body["temperature"] == 0.0
+
+
+def test_tokens_of_a_prompt_have_the_one_that_begins_it() -> None:
+    with serving(lambda h: h.send(b'{"tokens": [1, 5, 6]}')) as (client, requests):
+        assert client.token_ids("two words") == (1, 5, 6)
+    assert requests == [("/tokenize", {"content": "two words", "add_special": True})]
+
+
+def test_a_prompt_that_is_refused_says_why() -> None:
+    refusal = b'{"error": {"code": 400, "message": "the request exceeds the available context size"}}'
+    with serving(lambda h: h.send(refusal, 400)) as (client, _), pytest.raises(VeloError, match="exceeds the avail"):
+        client.next_probabilities((1, 2), 2, follower=7, deadline_s=5.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (next_token(logprob=LOWEST), NextToken({4: -0.5, 9: -1.25}, None)),
+        (next_token(chosen=4), NextToken({4: -0.5, 9: -1.25}, None)),
+        # Rounding may put a sure token's probability a little above 1; what a float32 cannot hold is left out.
+        (
+            next_token(top_logprobs=[{"id": 3, "logprob": 1e-7}, {"id": 5, "logprob": LOWEST}]),
+            NextToken({3: 0.0}, -4.5),
+        ),
+        (
+            next_token(top_logprobs=[{"id": 3, "logprob": -2}, {"id": 5, "logprob": -1}]),
+            NextToken({5: -1, 3: -2}, -4.5),
+        ),
+        (next_token(top_logprobs=[]), None),
+        (next_token(top_logprobs=[{"id": 3, "logprob": None}]), None),
+        (next_token(top_logprobs=[{"id": 3, "logprob": float("nan")}]), None),
+        ({"content": "b"}, None),
+        ({"completion_probabilities": []}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_parse_next_token(data: object, expected: NextToken | None) -> None:
+    found = parse_next_token(data, 7)
+    assert found == expected
+    if found and expected:
+        assert list(found.logprobs) == list(expected.logprobs)
+
+
+anything = st.recursive(
+    st.none() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(anything, anything, anything)
+def test_no_answer_breaks_the_reader_of_probabilities(chosen: object, logprob: object, top: object) -> None:
+    found = parse_next_token(next_token(chosen, logprob, top_logprobs=top), 7)
+    assert found is None or all(value <= 0 for value in found.logprobs.values())
+    assert parse_next_token({"completion_probabilities": chosen}, 7) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,18 @@ class EngineCounters:
     accepted_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class NextToken:
+    """What a model expects to follow, before any sampling.
+
+    ``logprobs``: natural logarithms of the probabilities of the likeliest tokens by their ids, likeliest first.
+    ``followed_logprob``: that of the token that does follow, however unlikely; None where the engine does not tell.
+    """
+
+    logprobs: Mapping[int, float]
+    followed_logprob: float | None
+
+
 class RunningServer(ABC):
     """A server that answers on loopback, with one model loaded or loadable."""
 
@@ -122,6 +134,20 @@ class RunningServer(ABC):
 
     def greedy_text(self, prompt: str, *, max_tokens: int, deadline_s: float) -> str | None:
         """The answer with always the likeliest token; None where it failed or cannot be asked for."""
+        return None
+
+    def token_ids(self, text: str) -> tuple[int, ...] | None:
+        """Tokens of a text as a prompt has them, with the one that begins it; None where they are not told."""
+        return None
+
+    def next_probabilities(
+        self, tokens: Sequence[int], count: int, *, follower: int, deadline_s: float
+    ) -> NextToken | None:
+        """The ``count`` likeliest tokens after ``tokens``, and how likely ``follower`` is; None where nobody tells.
+
+        What a longer prompt shares with the one before it is not computed again. Raises `VeloError` where the engine
+        refuses the prompt or is gone.
+        """
         return None
 
     def load_s(self) -> float | None:

@@ -6,20 +6,27 @@ Endpoints and fields: llama.cpp, tools/server/README.md (`/completion`, `/tokeni
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import httpx
 
-from velollm.backends.base import Completion, RunningServer
+from velollm.backends.base import Completion, NextToken, RunningServer
 from velollm.backends.buffers import parse_buffers
 from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer
 from velollm.errors import VeloError
 
 # llama.cpp b10488, tools/server/server-context.cpp: `llamacpp:NAME VALUE`, one a line.
 _METRIC = re.compile(r"llamacpp:(\w{1,64}) ([0-9]{1,18}(?:\.[0-9]{1,18})?(?:e[+-]?[0-9]{1,3})?)")
+
+# Added to a token's logit, it leaves no doubt which one is chosen (logits are some tens at most).
+_CERTAIN = 1e6
+# Below it there is only what a float32 cannot hold: llama.cpp b10488, tools/server/server-task.cpp:306 writes the
+# logarithm of a probability of 0 as the lowest float32.
+_LEAST_LOGPROB = -1e4
 
 
 class LlamaHttp(RunningServer):
@@ -92,6 +99,42 @@ class LlamaHttp(RunningServer):
             reply.raise_for_status()
             return len(reply.json()["tokens"])
         except (httpx.HTTPError, KeyError, TypeError, ValueError) as error:
+            raise self._gone(error) from error
+
+    def token_ids(self, text: str) -> tuple[int, ...] | None:
+        try:
+            reply = self._client.post("/tokenize", json={"content": text, "add_special": True})
+            reply.raise_for_status()
+            return tuple(int(token) for token in reply.json()["tokens"])
+        except (httpx.HTTPError, KeyError, TypeError, ValueError) as error:
+            raise self._gone(error) from error
+
+    def next_probabilities(
+        self, tokens: Sequence[int], count: int, *, follower: int, deadline_s: float
+    ) -> NextToken | None:
+        """Softmax over the raw logits of the whole vocabulary, of which the likeliest ``count`` are told: llama.cpp
+        b10488, tools/server/server-common.cpp:1490 (``get_token_probabilities``), server-context.cpp:1929; with
+        ``post_sampling_probs`` they would be those that the samplers left. The chosen token's own probability comes
+        from all of them (server-context.cpp:1934), so ``follower`` is made the chosen one.
+        """
+        body: dict[str, object] = {
+            "prompt": list(tokens),
+            "n_predict": 1,
+            "n_probs": count,
+            "post_sampling_probs": False,
+            "temperature": 0.0,
+            "logit_bias": [[follower, _CERTAIN]],
+            "cache_prompt": True,
+        }
+        try:
+            reply = self._client.post("/completion", json=body, timeout=httpx.Timeout(CONNECT_S, read=deadline_s))
+            if reply.status_code != 200:
+                raise VeloError(
+                    f"the engine refuses a prompt of {len(tokens):,} tokens: {error_text(reply.content)}",
+                    "give it a larger context",
+                )
+            return parse_next_token(reply.json(), follower)
+        except (httpx.HTTPError, ValueError) as error:
             raise self._gone(error) from error
 
     def complete(
@@ -216,6 +259,22 @@ def parse_stream(lines: Iterable[str]) -> Completion:
     for line in lines:
         reader.take(line, 0.0)
     return reader.completion(None if reader.finished else "the stream ended without its final message")
+
+
+def parse_next_token(data: object, follower: int) -> NextToken | None:
+    """The probabilities in the answer to a completion of one token; None where it has none, or cannot be read."""
+    try:
+        (found,) = data["completion_probabilities"]  # type: ignore[index]
+        logprobs = {int(row["id"]): float(row["logprob"]) for row in found["top_logprobs"]}
+        chosen, logprob = int(found["id"]), float(found["logprob"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    if not logprobs or any(math.isnan(value) for value in logprobs.values()):
+        return None
+    kept = {token: min(value, 0.0) for token, value in logprobs.items() if value > _LEAST_LOGPROB}
+    likeliest = sorted(kept, key=lambda token: -kept[token])
+    certain = chosen == follower and logprob > _LEAST_LOGPROB
+    return NextToken({token: kept[token] for token in likeliest}, min(logprob, 0.0) if certain else None)
 
 
 def parse_metrics(text: str) -> dict[str, float]:

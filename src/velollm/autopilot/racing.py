@@ -29,6 +29,7 @@ from velollm.tune.candidates import Ground
 from velollm.tune.heat import Race
 from velollm.tune.keep import OBJECTIVE_METRICS
 from velollm.tune.objective import objective_of
+from velollm.tune.price import Price, Reading, load_price_text, price_of, read_text
 from velollm.tune.race import run_race
 from velollm.tune.record import KeptRace, Subject, find_race, keep_race, machine_of
 from velollm.tune.track import Track
@@ -37,6 +38,7 @@ _MEMORY_SHARE = 0.9
 _BUSY_SHARE = 0.18
 _LEAST_BUSY_S, _MOST_BUSY_S = 8.0, 40.0
 _STEADIER = 1.5
+_PRICE_SHARE, _LEAST_PRICE_S = 0.15, 20.0
 _VERSION_S = 10.0
 _BUSY_DESIGN = Design(levels=())
 
@@ -69,13 +71,15 @@ class Trade:
 class Raced:
     """A race and what came with it. ``holds``: with a neighbour busy the winner is not proved slower than the default.
 
-    ``busy``: that ratio, None where it was not measured; ``trade``: what is steadier there.
+    ``busy``: that ratio, None where it was not measured; ``trade``: what is steadier there; ``price``: what the answers
+    pay, where something won that can change them.
     """
 
     race: Race
     engine: str
     busy: Ratio | None = None
     trade: Trade | None = None
+    price: Price | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -179,7 +183,11 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
         race = run_race(kept or Race(base, base), ground, track, objective, progress=cockpit, keep=keep)
     keep(race)
     raced = Raced(race, engine_of(engine), notes=notes)
-    if race.interrupted or not busy_s:
+    if race.interrupted:
+        return raced
+    if any(KNOBS[name].changes_answer for name in race.changed):
+        raced = _priced(course, raced, engine, max(_PRICE_SHARE * budget_s, _LEAST_PRICE_S), cockpit)
+    if not busy_s:
         return raced
     return _beside_a_neighbour(course, raced, engine, busy_s, cockpit)
 
@@ -232,6 +240,32 @@ def _fits(facts: Facts, knobs: Knobs) -> bool:
         needed += Path(draft).stat().st_size
     room = memory.available_bytes + sum(gpu.vram_bytes or 0 for gpu in facts.gpus or () if not gpu.unified_memory)
     return needed <= _MEMORY_SHARE * room
+
+
+def _priced(course: Course, raced: Raced, engine: Backend, budget_s: float, cockpit: Cockpit) -> Raced:
+    """What the winner's answers pay for what can change them, against the same setting without it."""
+    winner = dict(raced.race.knobs)
+    exact = winner | {n: raced.race.start.get(n) for n in raced.race.changed if KNOBS[n].changes_answer}
+    context, facts = winner.get("context_tokens"), course.facts
+    readings: list[Reading] = []
+    try:
+        text = load_price_text()
+        for name, knobs in (("exact", exact), ("lossy", winner)):
+            with engine.trial(course.model, knobs, facts, log=fresh_log(course, f"price-{name}")) as server:
+                readings.append(
+                    read_text(
+                        server,
+                        text,
+                        budget_s / 2,
+                        lambda told: cockpit(1.0, f"price of other answers: {told}"),
+                        context_tokens=context if isinstance(context, int) else None,
+                        depths=tuple(readings[0].found) if readings else None,
+                    )
+                )
+        made = facts.model is not None and facts.model.made is not None
+        return replace(raced, price=price_of(*readings, made=made))
+    except VeloError as error:
+        return replace(raced, notes=(*raced.notes, f"the price could not be measured: {error.message}"))
 
 
 def _beside_a_neighbour(course: Course, raced: Raced, engine: Backend, budget_s: float, cockpit: Cockpit) -> Raced:

@@ -106,11 +106,17 @@ def _print(tuning: Tuning) -> None:
 
 
 def _print_neighbour(tuning: Tuning) -> None:
+    from velollm.knobs import KNOBS
+    from velollm.report.price import render_price
     from velollm.report.race_text import render_values
 
     raced, out = tuning.raced, console()
     if raced is None:
         return
+    if raced.price is not None:
+        changed = {name: value for name, value in tuning.race.changed.items() if KNOBS[name].changes_answer}
+        for line in render_price(render_values(changed), raced.price):
+            out.print(line, soft_wrap=True)
     if raced.busy is not None and raced.busy.estimate is not None:
         out.print(f"With one core busy: {raced.busy.estimate:.2f}x of the default ({raced.busy.verdict}).")
     if (trade := raced.trade) is not None:
@@ -136,6 +142,7 @@ def _document(tuning: Tuning) -> dict[str, Any]:
         "raced_on": raced.engine if raced else None,
         "busy": asdict(raced.busy) if raced and raced.busy else None,
         "trade": None if trade is None else {**asdict(trade), "knobs": dict(trade.knobs)},
+        "price": asdict(raced.price) if raced and raced.price else None,
         "notes": list(raced.notes) if raced else [],
         "confirmed": result_fields(tuning.short) if tuning.short else None,
         "confirmed_deep": result_fields(tuning.deep) if tuning.deep else None,

@@ -95,7 +95,8 @@ def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> O
     trial = try_plan(course, cockpit, spent_s=time.monotonic() - began_s, raced=raced is not None)
     if raced is not None:
         remember(course, raced, trial.result, trial.keep and trial.plan == course.plan, cockpit)
-    outcome = Outcome(course, trial.plan, trial.result, applied_reason=trial.reason, advised=trial.keep)
+    race = None if raced is None else raced.race
+    outcome = Outcome(course, trial.plan, trial.result, applied_reason=trial.reason, advised=trial.keep, race=race)
     if not trial.keep:
         return outcome
     if not confirm(outcome):

@@ -17,6 +17,7 @@ from velollm.probe.machine import probe_machine
 from velollm.probe.ollama import probe_ollama
 from velollm.targets.places import Places
 from velollm.targets.system import System
+from velollm.tune.heat import Race
 
 
 def probe_own_server() -> ServerFacts | None:
@@ -105,7 +106,7 @@ class Restart:
 @dataclass(frozen=True)
 class Outcome:
     """How a flight ended. ``plan`` holds what was kept; ``trial`` is what measured it, ``confirmed`` what it did
-    on the user's own server afterwards. ``advised``: the plan is worth applying.
+    on the user's own server afterwards. ``advised``: the plan is worth applying. ``race``: the one that was run for it.
     """
 
     course: Course
@@ -118,3 +119,4 @@ class Outcome:
     pending: tuple[Pending, ...] = ()
     flight: str | None = None
     restart: Restart | None = None
+    race: Race | None = None

@@ -116,9 +116,13 @@ def _fly(order: Order, *, yes: bool, quiet: bool) -> Outcome:
 
 
 def _print_trial(outcome: Outcome) -> None:
+    from velollm.report.race_text import render_race
     from velollm.report.terminal import render_choices, render_comparison, render_diff, render_memory
 
     out = console()
+    if outcome.race is not None:
+        out.print("\nRaced around the plan, each against what led then, 90% intervals:\n")
+        out.print(render_race(outcome.race))
     if outcome.trial is not None:
         out.print(f"\n{outcome.course.model.name} on the {outcome.course.backend.name} engine, 95% intervals:\n")
         out.print(render_comparison(outcome.trial))
@@ -200,6 +204,7 @@ def _print_pending(outcome: Outcome) -> None:
 
 def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
     from velollm.report.documents import plan_fields, result_fields
+    from velollm.report.race_text import race_fields
 
     course = outcome.course
     document = {
@@ -211,6 +216,7 @@ def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
         return document
     return {
         **document,
+        "race": race_fields(outcome.race) if outcome.race else None,
         "trial": result_fields(outcome.trial) if outcome.trial else None,
         "applied": outcome.applied,
         "applied_reason": outcome.applied_reason,

@@ -20,6 +20,7 @@ from velollm.bench.stats import (
     peak_memory_bytes,
     summarise,
 )
+from velollm.bench.workload import USERS
 
 _GAIN = 1.05
 
@@ -74,9 +75,21 @@ class BenchResult:
         """`METRICS`, the answer's TTFT where a model thought before it, and the figures of each number of users."""
         thought = any(run.answer_ttft_s is not None for run in self.runs)
         names = [[name, ANSWER_TTFT.name] if name == "ttft" and thought else [name] for name in METRICS]
-        users = sorted({crowd.users for sample in self.runs for crowd in sample.crowds})
-        crowds = [f"{kind}_{n}" for n in users for kind in ("aggregate", "worst_ttft", "fairness")]
-        return tuple(dict.fromkeys((*(name for group in names for name in group), *crowds)))
+        flat = [name for group in names for name in group]
+        kinds = ("aggregate", "worst_ttft", "fairness")
+        crowds = [f"{kind}_{n}" for n in sorted({*self.levels, USERS}) for kind in kinds]
+        known = [name for name in crowds if name in flat or int(name.rpartition("_")[2]) in self.levels]
+        return (*(name for name in flat if name not in crowds), *known)
+
+    @cached_property
+    def levels(self) -> tuple[int, ...]:
+        """How many users asked at once, in the parts that had several."""
+        return tuple(sorted({crowd.users for sample in self.runs for crowd in sample.crowds}))
+
+    def levels_of(self, arm: str) -> tuple[int, ...]:
+        """Those of `levels` at which the arm's total is known."""
+        crowds = [crowd for sample in self.runs if sample.arm == arm for crowd in sample.crowds]
+        return tuple(sorted({crowd.users for crowd in crowds if crowd.tokens_per_s}))
 
     @cached_property
     def noise(self) -> Mapping[str, Ratio]:
@@ -138,13 +151,13 @@ class BenchResult:
         return accepted / drafted if drafted else None
 
     def saturation(self, arm: str) -> int | None:
-        """The fewest users beyond which more of them add less than 5% to the total; None with fewer than two levels."""
-        users = sorted({crowd.users for sample in self.runs for crowd in sample.crowds})
-        found = {n: summarise(self.runs, arm, f"aggregate_{n}").estimate for n in users}
+        """The fewest users beyond which more of them were seen to add less than 5% to the total; None: not seen."""
+        found = {n: summarise(self.runs, arm, f"aggregate_{n}").estimate for n in self.levels_of(arm)}
         totals = [(n, total) for n, total in found.items() if total is not None]
-        if len(totals) < 2:
-            return None
-        return next(n for n, total in totals if all(more < _GAIN * total for m, more in totals if m > n))
+        for place, (users, total) in enumerate(totals[:-1], 1):
+            if all(more < _GAIN * total for _, more in totals[place:]):
+                return users
+        return None
 
     def same_answers(self, arm: str) -> bool | None:
         """Did the arm answer a greedy request with the same text as the baseline? None where that was not asked."""

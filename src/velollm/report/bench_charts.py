@@ -244,12 +244,12 @@ def render_crowd(result: BenchResult, kind: str, key: str) -> Markup | None:
 
 def _saturation(result: BenchResult, levels: Sequence[int]) -> str | None:
     """From how many users on more of them add little; the last level was not gone beyond, so it tells nothing."""
-    found = {arm: users for arm in result.arms if (users := result.saturation(arm)) is not None}
-    words = [
-        f"{arm} at {users} users" if users < levels[-1] else f"{arm} not up to {users} users"
-        for arm, users in found.items()
-    ]
-    return f"Saturated (more users add less than 5%): {', '.join(words)}." if words else None
+    found = {arm: result.saturation(arm) for arm in result.arms if len(result.levels_of(arm)) > 1}
+    words = [f"{arm} at {users} users" for arm, users in found.items() if users is not None]
+    unseen = [arm for arm, users in found.items() if users is None]
+    seen = [f"Saturated (more users add less than 5%): {', '.join(words)}."] if words else []
+    none = [f"No saturation seen up to {levels[-1]} users: {', '.join(unseen)}."] if unseen else []
+    return " ".join([*seen, *none]) or None
 
 
 def _curve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def _other_rows(result: BenchResult, arms: Sequence[str]) -> Iterator[Row]:
         "TTFT, cold load s": [_seconds(result.cold_ttft_s(arm)) for arm in arms],
         "drafts accepted": [_share(result.acceptance(arm)) for arm in arms],
         "energy J/token": [_seconds(result.energy_j_per_token(arm)) for arm in arms],
-        "saturated at users": [_whole(result.saturation(arm)) for arm in arms],
+        "saturated at users": [_saturation(result, arm) for arm in arms],
         "same answers": [_yes(result.same_answers(arm)) for arm in arms],
     }
     kinds = dict.fromkeys(kind for start in result.starts for kind in start.buffers)
@@ -96,15 +97,19 @@ def _bytes(count: int | None) -> str | None:
 
 
 def _seconds(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2f}"
+    return None if value is None else f"{value:.{_second_digits(value)}f}"
 
 
 def _share(value: float | None) -> str | None:
     return None if value is None else f"{value:.0%}"
 
 
-def _whole(value: int | None) -> str | None:
-    return None if value is None else str(value)
+def _saturation(result: BenchResult, arm: str) -> str | None:
+    users = result.saturation(arm)
+    if users is not None:
+        return str(users)
+    levels = result.levels_of(arm)
+    return f"not up to {levels[-1]}" if len(levels) > 1 else None
 
 
 def _yes(value: bool | None) -> str | None:
@@ -117,7 +122,13 @@ def _figure(interval: Interval, unit: str) -> str:
         return "unknown"
     factor = 1000 if unit == "ms" else 1
     low, high = (None if end is None else end * factor for end in (interval.low, interval.high))
-    return render_interval(interval.estimate * factor, low, high, 2 if unit in ("s", "") else None)
+    digits = _second_digits(interval.estimate) if unit == "s" else 2 if unit == "" else None
+    return render_interval(interval.estimate * factor, low, high, digits)
+
+
+def _second_digits(seconds: float) -> int:
+    """Digits after the point: hundredths, and below a tenth of a second as many as give three digits that count."""
+    return 2 if seconds >= 0.1 or seconds <= 0 else 2 - math.floor(math.log10(seconds))
 
 
 def render_ratio(ratio: Ratio) -> str:

@@ -367,8 +367,8 @@ def test_every_number_of_users_has_its_own_part() -> None:
     assert result.saturation("default") == 2
     assert result.saturation("tuned") is None
     assert render_result(result)["summary"]["tuned"]["saturation_users"] is None  # type: ignore[index]
-    crowds = [name for name in result.metrics if name.rpartition("_")[2] in ("2", "4")]
-    assert crowds == [f"{kind}_{n}" for n in (2, 4) for kind in ("aggregate", "worst_ttft", "fairness")]
+    ordered = [name for name in result.metrics if name.rpartition("_")[2] in ("2", "4")]
+    assert ordered == [f"{kind}_{n}" for n in (2, 4) for kind in ("aggregate", "worst_ttft", "fairness")]
 
 
 def test_without_users_at_once_that_part_is_left_out() -> None:

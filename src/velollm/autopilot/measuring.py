@@ -11,13 +11,15 @@ from pathlib import Path
 import yaml
 
 from velollm.autopilot.chart import chart
+from velollm.autopilot.keeping import keep_result
 from velollm.autopilot.made import note_of
 from velollm.autopilot.meter import MachineMeter
 from velollm.autopilot.order import Cockpit, Course, Order
-from velollm.autopilot.trial import fit_together, fresh_log, keep_result, make_room, why_as_it_runs
+from velollm.autopilot.trial import fit_together, fresh_log, make_room, why_as_it_runs
 from velollm.backends.base import RunningServer
 from velollm.backends.ollama import OllamaBackend
 from velollm.bench.design import Design
+from velollm.bench.history import Record
 from velollm.bench.result import BenchResult
 from velollm.bench.run import Arm, BrokenError, Budget, run_bench
 from velollm.bench.workload import USERS, Workload, load_workload
@@ -49,21 +51,38 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Series:
-    """All comparisons of one `velollm bench`; ``courses``: one for each model. ``broken``: what ended it early."""
+    """All comparisons of one `velollm bench`; ``courses``: one for each model. ``broken``: what ended it early.
+
+    ``records``: the results as the history has them.
+    """
 
     courses: tuple[Course, ...]
+    records: tuple[Record, ...]
     results: tuple[BenchResult, ...]
     broken: VeloError | None = None
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One arm: its course, the knobs that its server runs with, and how it is started with others instead."""
+    """One arm: its course, the knobs that its server runs with, and how it is started with others instead.
+
+    ``log``: where its private server writes; None where it runs already.
+    """
 
     name: str
     course: Course
     knobs: dict[str, KnobValue]
     start: Callable[[dict[str, KnobValue]], AbstractContextManager[RunningServer]]
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One comparison, as it came out and as the history has it; ``broken``: what ended it early."""
+
+    result: BenchResult
+    record: Record
+    broken: BrokenError | None
 
 
 def measure(order: Order, wanted: Wanted, cockpit: Cockpit) -> Series:
@@ -84,18 +103,18 @@ def measure(order: Order, wanted: Wanted, cockpit: Cockpit) -> Series:
         sides = _sides(courses, wanted, cockpit)
     cells = [(workload, depth) for workload in workloads for depth in wanted.depths]
     budget = Budget((_QUICK_S if order.quick else order.budget_s) / len(cells), quick=order.quick)
-    results: list[BenchResult] = []
+    found: list[_Measured] = []
     with ExitStack() as stack:
         for course in [] if as_it_runs else courses:
             stack.enter_context(make_room(course, cockpit))
         for workload, depth in cells:
             if len(cells) > 1:
                 cockpit.note(f"{workload.name}, depth {depth:,} tokens:")
-            try:
-                results.append(_compare(sides, workload, depth, budget, wanted, cockpit, bool(as_it_runs)))
-            except BrokenError as error:
-                return Series(tuple(courses), (*results, error.partial), error)
-    return Series(tuple(courses), tuple(results))
+            found.append(_compare(sides, workload, depth, budget, wanted, cockpit, bool(as_it_runs)))
+            if found[-1].broken is not None:
+                break
+    records, results = (item.record for item in found), (item.result for item in found)
+    return Series(tuple(courses), tuple(records), tuple(results), found[-1].broken)
 
 
 def _side_as_it_runs(course: Course, *, alone: bool) -> _Side:
@@ -129,7 +148,9 @@ def _sides(courses: Sequence[Course], wanted: Wanted, cockpit: Cockpit) -> list[
 
 def _trial_side(name: str, course: Course, knobs: dict[str, KnobValue]) -> _Side:
     log = fresh_log(course, name.replace("/", "-").replace(" ", "-"))
-    return _Side(name, course, knobs, lambda chosen: course.backend.trial(course.model, chosen, course.facts, log=log))
+    return _Side(
+        name, course, knobs, lambda chosen: course.backend.trial(course.model, chosen, course.facts, log=log), log
+    )
 
 
 def _knobs_of(course: Course, arm: str) -> dict[str, KnobValue] | None:
@@ -181,7 +202,7 @@ def _compare(
     wanted: Wanted,
     cockpit: Cockpit,
     as_it_runs: bool,
-) -> BenchResult:
+) -> _Measured:
     knobs = {side.name: side.knobs if as_it_runs else _with_room(side, workload, depth) for side in sides}
     contexts = [c for chosen in knobs.values() if isinstance(c := chosen.get("context_tokens"), int)]
     names = list(knobs)
@@ -219,19 +240,16 @@ def _compare(
             machine=MachineMeter(own_servers=not as_it_runs),
         )
 
+    broken: BrokenError | None = None
     try:
         result = run()
-        notes = [note for side in sides for note in note_of(side.course.facts.model)]
-        result = replace(result, notes=(*dict.fromkeys(notes), *result.notes))
     except BrokenError as error:
-        keep_result(sides[0].course, error.partial, knobs, cockpit, _models_of(sides))
-        raise
-    keep_result(sides[0].course, result, knobs, cockpit, _models_of(sides))
-    return result
-
-
-def _models_of(sides: Sequence[_Side]) -> str:
-    return ", ".join(dict.fromkeys(side.course.model.name for side in sides))
+        broken, result = error, error.partial
+    notes = [note for side in sides for note in note_of(side.course.facts.model)]
+    result = replace(result, notes=(*dict.fromkeys(notes), *result.notes))
+    courses = {side.name: side.course for side in sides}
+    record = keep_result(sides[0].course, result, knobs, cockpit, log=sides[0].log, courses=courses)
+    return _Measured(result, record, broken)
 
 
 def _with_room(side: _Side, workload: Workload, depth: int) -> dict[str, KnobValue]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from velollm.autopilot.keeping import keep_result
 from velollm.autopilot.made import note_of
 from velollm.autopilot.meter import MachineMeter
 from velollm.autopilot.order import Cockpit, Course
 from velollm.backends.ollama import OllamaBackend, uses_gpus
 from velollm.bench.design import FLIGHT
-from velollm.bench.history import append_result
 from velollm.bench.result import BenchResult
 from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
 from velollm.bench.workload import load_workload
@@ -70,7 +70,7 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float, depth
         machine=MachineMeter(),
     )
     result = replace(result, notes=(*note_of(course.facts.model), *result.notes))
-    keep_result(course, result, arms, cockpit)
+    keep_result(course, result, arms, cockpit, log=_log_path(course, "default"))
     for name, knobs in arms.items():
         _keep_memory(course, knobs, _log_path(course, name))
     return result
@@ -96,27 +96,6 @@ def _keep_memory(course: Course, knobs: Knobs, log: Path) -> None:
 
 def _log_path(course: Course, name: str) -> Path:
     return ensure_dir(course.order.paths.data / "trial") / f"{name}.log"
-
-
-def keep_result(
-    course: Course,
-    result: BenchResult,
-    knobs: Mapping[str, dict[str, KnobValue]],
-    cockpit: Cockpit,
-    model: str | None = None,
-) -> None:
-    """Add a result to the history. A full disk is told, and costs nobody the figures that were just taken."""
-    try:
-        append_result(
-            course.order.paths.data,
-            result,
-            model=model or course.model.name,
-            backend=course.backend.name,
-            facts=course.facts,
-            knobs=knobs,
-        )
-    except VeloError as error:
-        cockpit.note(f"The result is not in the history: {error.message} ({error.hint}).")
 
 
 def fresh_log(course: Course, name: str) -> Path:

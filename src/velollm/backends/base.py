@@ -173,6 +173,13 @@ class Backend(ABC):
         """
         raise UsageError(f"the backend '{self.name}' takes no --url", "--url goes with --backend ollama or openai")
 
+    def engine_version(self, log: str) -> str | None:
+        """The version of the engine that wrote this log, as its makers count them; None where it does not tell.
+
+        Without a log: of the server as it runs.
+        """
+        return None
+
     @abstractmethod
     def missing(self) -> str | None:
         """Why this backend cannot be used here, in one line; None where it can."""

@@ -15,6 +15,7 @@ TERMS = ("weights", "repack", "kv", "recurrent", "compute", "output")
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|output|compute) buffer size\s*=\s*([\d.]{1,20}) MiB")
 _LOAD = re.compile(r"print_info: no_alloc\s*=\s*(\d)")
 _BUILD = re.compile(r"common_params_print_info: build ([^\n]{1,200})")
+_NUMBER = re.compile(r"common_params_print_info: build (\d{1,9})\b")
 _OLLAMA = re.compile(r"Listening on \S+ \(version (\S{1,40})\)")
 _NAMES = {"model": "weights", "KV": "kv", "RS": "recurrent", "output": "output", "compute": "compute"}
 _STARTS = ("starting llama-server", "common_params_print_info: build")
@@ -68,6 +69,16 @@ def parse_buffers(log: str) -> dict[str, int]:
         for term, number in terms.items():
             found[term] = found.get(term, 0) + number
     return found
+
+
+def parse_versions(log: str) -> tuple[str | None, str | None]:
+    """The version of Ollama and the release of llama.cpp (``b10488``) that a log names; None where it names none.
+
+    An engine that was not built from a release calls itself build 0.
+    """
+    ollama, build = _OLLAMA.search(log), _NUMBER.search(_latest(log))
+    release = None if build is None or int(build.group(1)) == 0 else f"b{int(build.group(1))}"
+    return ollama.group(1) if ollama else None, release
 
 
 def parse_build(log: str) -> str | None:

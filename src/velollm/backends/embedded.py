@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -41,6 +43,12 @@ class EmbeddedBackend(Backend):
             return "the embedded engine is not installed: pipx inject velollm xllamacpp"
         if sys.platform == "linux" and not has_libgomp():
             return f"the embedded engine needs the system library libgomp.so.1: {libgomp_command()}"
+        return None
+
+    def engine_version(self, log: str) -> str | None:
+        """That of the wheel: the llama.cpp in it calls itself build 0."""
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version("xllamacpp")
         return None
 
     def find_model(self, name: str) -> ModelRef:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Setting
+from velollm.backends.buffers import parse_versions
 from velollm.backends.child import Child
 from velollm.backends.gguf_files import find_gguf
 from velollm.backends.guard import guarded
@@ -49,6 +50,9 @@ class LlamaCppBackend(Backend):
     def binary(self) -> str:
         """The program."""
         return self._binary or shutil.which("llama-server") or "llama-server"
+
+    def engine_version(self, log: str) -> str | None:
+        return parse_versions(log)[1]
 
     def missing(self) -> str | None:
         return None if self._binary or shutil.which("llama-server") else "no llama-server on PATH"

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Setting
+from velollm.backends.buffers import parse_versions
 from velollm.backends.llamahttp import LlamaHttp
 from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.backends.ollama_find import (
@@ -81,6 +82,17 @@ class OllamaBackend(Backend):
         if self.version is None and self.binary is None:
             return "no Ollama found here: install it from ollama.com, or set OLLAMA_HOST to where one listens"
         return None
+
+    def engine_version(self, log: str) -> str | None:
+        return parse_versions(log)[0] if log else self.version
+
+    def digest(self, name: str) -> str | None:
+        """What tells the file of an installed model from others, as the server names it; None where it does not."""
+        try:
+            blob = blob_of(str(self.api.show(name).get("modelfile", "")))
+        except VeloError:
+            return None
+        return blob.name if blob is not None and blob.name.startswith("sha256-") else None
 
     def find_model(self, name: str) -> ModelRef:
         if name.endswith(".gguf") and Path(name).is_file():

@@ -14,7 +14,7 @@ from velollm.facts import Facts, PastFlight
 def read_past(directory: Path) -> PastFlight | None:
     """What the newest record of the history tells of its machine; None where there is none that can be read."""
     try:
-        records = read_history(directory).records
+        records = read_history(directory, newest=1).records
     except VeloError:
         return None
     return parse_past(records[-1]) if records else None

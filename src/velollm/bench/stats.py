@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from velollm.bench.samples import CONTROL, Metric, Sample, metric_of, value_of
 
 Verdict = Literal["faster", "slower", "no difference"]
-FloorBasis = Literal["control", "split"]
+FloorBasis = Literal["control", "split", "apart"]
 Array = NDArray[np.float64]
 
 LEAST_PAIRS = 3
@@ -62,7 +62,8 @@ class Ratio:
 
     ``estimate`` is the ratio of the medians over ``pairs`` rounds. ``floor``: the machine's own noise as a ratio of at
     least 1, told by an arm against itself; a verdict needs the interval to lie beyond it. ``floor_basis``: a
-    ``control`` in the same run, or a ``split`` of the arms' own rounds; None: too few rounds to tell.
+    ``control`` in the same run, a ``split`` of the arms' own rounds, or what runs ``apart`` differ by; None: too few
+    rounds to tell.
     """
 
     estimate: float | None
@@ -120,6 +121,35 @@ def ratio_of_rounds(
     if count < LEAST_PAIRS:
         return Ratio(math.exp(estimate), None, None, "no difference", count, *_floor_fields(floor))
     low, high = _reach([ours, *columns], ours - np.mean(columns, axis=0))
+    interval = Interval(math.exp(estimate), math.exp(estimate + low), math.exp(estimate + high), count)
+    return Ratio(
+        interval.estimate, interval.low, interval.high, verdict_of(interval, floor), count, *_floor_fields(floor)
+    )
+
+
+def ratio_of_sets(
+    before: Sequence[float], after: Sequence[float], *, higher_is_better: bool, floor: Floor | None = None
+) -> Ratio:
+    """Ratio of the medians of two runs that did not take turns, with its verdict; above 1 ``after`` is better.
+
+    The bootstrap draws from each run by itself, stretched as in `_reach` by the smaller one's number of values. Where a
+    run has fewer than `_FEW`, no side is shorter than Welch's t interval (Welch, Biometrika 34, 1947), with the smaller
+    one's degrees of freedom.
+    """
+    count, sign = min(len(before), len(after)), 1.0 if higher_is_better else -1.0
+    if count == 0:
+        return Ratio(None, None, None, "no difference", 0, *_floor_fields(floor))
+    sides = [sign * _logs(before), sign * _logs(after)]
+    estimate = float(np.median(sides[1]) - np.median(sides[0]))
+    if count < LEAST_PAIRS:
+        return Ratio(math.exp(estimate), None, None, "no difference", count, *_floor_fields(floor))
+    medians = [np.median(side[_draws(len(side), place)], axis=1) for place, side in enumerate(sides)]
+    low, high = np.quantile(medians[1] - medians[0] - estimate, (_TAIL, 1 - _TAIL))
+    if count < _FEW:
+        reach = student_t(count - 1) * math.sqrt(sum(float(side.var(ddof=1)) / len(side) for side in sides))
+        low, high = min(float(low), -reach), max(float(high), reach)
+    else:
+        low, high = min(float(low), 0.0) * _stretch(count), max(float(high), 0.0) * _stretch(count)
     interval = Interval(math.exp(estimate), math.exp(estimate + low), math.exp(estimate + high), count)
     return Ratio(
         interval.estimate, interval.low, interval.high, verdict_of(interval, floor), count, *_floor_fields(floor)
@@ -256,12 +286,14 @@ def _reach(columns: Sequence[Array], differences: Array) -> tuple[float, float]:
     count = len(differences)
     found = _estimates([column[_draws(count)] for column in columns])
     low, high = np.quantile(found - _estimates([column[None, :] for column in columns]), (_TAIL, 1 - _TAIL))
-    student = student_t(count - 1)
     if count < _FEW:
-        reach = student * float(differences.std(ddof=1)) / math.sqrt(count)
+        reach = student_t(count - 1) * float(differences.std(ddof=1)) / math.sqrt(count)
         return min(float(low), -reach), max(float(high), reach)
-    stretch = math.sqrt(count / (count - 1)) * student / _Z
-    return min(float(low), 0.0) * stretch, max(float(high), 0.0) * stretch
+    return min(float(low), 0.0) * _stretch(count), max(float(high), 0.0) * _stretch(count)
+
+
+def _stretch(count: int) -> float:
+    return math.sqrt(count / (count - 1)) * student_t(count - 1) / _Z
 
 
 def _estimates(drawn: Sequence[Array]) -> Array:
@@ -274,8 +306,9 @@ def _floor_fields(floor: Floor | None) -> tuple[float | None, FloorBasis | None]
 
 
 @cache
-def _draws(count: int) -> NDArray[np.int64]:
-    return np.random.default_rng(_SEED).integers(0, count, (_RESAMPLES, count))
+def _draws(count: int, stream: int = 0) -> NDArray[np.int64]:
+    """Places to draw; another ``stream`` draws independently."""
+    return np.random.default_rng(_SEED + stream).integers(0, count, (_RESAMPLES, count))
 
 
 def student_t(freedom: int) -> float:

@@ -49,7 +49,10 @@ def command(
 
     if yes and hardware is not None:
         raise UsageError("--yes gets a model for this machine, not for a described one", "leave out one of the two")
-    finder = Finder(user_paths(), load_profile(profile), hardware)
+    err = console(stderr=True)
+    finder = Finder(
+        user_paths(), load_profile(profile), hardware, note=lambda text: err.print(text, style="dim", soft_wrap=True)
+    )
     answer = finder.find(model)
     if not json_:
         _print(answer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from velollm.recommend.choose import (
     unknown_model,
 )
 from velollm.recommend.get import Way, way_to
-from velollm.recommend.history import Calibration, calibrate
+from velollm.recommend.history import NEWEST, Calibration, calibrate
 from velollm.recommend.options import Speeds, device_speeds
 from velollm.rules.room import as_idle
 
@@ -58,12 +58,16 @@ class Answer:
 
 @dataclass
 class Finder:
-    """What a recommendation is made for: this machine, or the one that ``hardware`` describes."""
+    """What a recommendation is made for: this machine, or the one that ``hardware`` describes.
+
+    ``note`` tells a person what else there is to know.
+    """
 
     paths: Paths
     profile: Profile
     hardware: Path | None = None
     backend: OllamaBackend = field(default_factory=OllamaBackend)
+    note: Callable[[str], None] = lambda _: None
 
     def find(self, model: str | None) -> Answer:
         """The recommendation, of the whole catalog or of one model's formats.
@@ -100,7 +104,12 @@ class Finder:
                 return None
             return estimate_decode([(device, active)], sparse=bool(model.experts))
 
-        return calibrate(read_history(self.paths.data).records, facts, estimate)
+        try:
+            return calibrate(read_history(self.paths.data, NEWEST).records, facts, estimate)
+        except VeloError as error:
+            # A damaged history costs its corrections, not the recommendation.
+            self.note(f"Without this machine's own measurements: {error.message} ({error.hint}).")
+            return Calibration()
 
     def _tags(self) -> Sequence[dict[str, Any]]:
         """The installed models of this machine's server; none for a described machine, or without a server."""

@@ -15,8 +15,8 @@ from velollm.models.speed import Estimated
 from velollm.probe.speedtest import machine_key
 
 _NO_SPECULATION = (None, "off", "none")
-# Old builds and old drivers tell little of today.
-_NEWEST = 20
+NEWEST = 20
+"""Only so many results count: old builds and old drivers tell little of today."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def calibrate(records: Iterable[Record], facts: Facts, estimate: Estimate) -> Ca
 
     Only records of the same processor and GPUs count, and of those arms without speculation.
     """
-    found = [item for record in list(records)[-_NEWEST:] if (item := _measured(record, facts)) is not None]
+    found = [item for record in list(records)[-NEWEST:] if (item := _measured(record, facts)) is not None]
     ratios: dict[bool, list[float]] = {}
     for item in found:
         expected = estimate(item.model, item.on_gpu)
@@ -73,6 +73,8 @@ def calibrate(records: Iterable[Record], facts: Facts, estimate: Estimate) -> Ca
 
 
 def _measured(record: Record, facts: Facts) -> Measured | None:
+    if record.elsewhere or record.origin != "here":
+        return None
     try:
         then = Facts.model_validate(record.facts)
     except ValidationError:

@@ -21,7 +21,7 @@ from velollm.knobs import KNOBS
 from velollm.plan import load_rules
 
 COMMANDS = (
-    *("bench", "doctor", "estimate", "explain", "history", "optimize"),
+    *("bench", "doctor", "estimate", "explain", "export", "history", "import", "optimize"),
     *("recommend", "run", "status", "synth", "tune", "undo"),
 )
 HEAVY = {"rich", "pydantic", "httpx", "numpy", "psutil", "yaml", "gguf", "pynvml", "xllamacpp", "platformdirs"}
@@ -50,7 +50,7 @@ def test_help_lists_every_command() -> None:
     done = run_cli("--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert tuple(re.findall(r"^  ([a-z]+)  ", done.stdout.partition("Commands:")[2], re.MULTILINE)) == COMMANDS
-    modules = {m.__name__.rpartition(".")[2] for m in load_modules("velollm.cli") if hasattr(m, "command")}
+    modules = {m.__name__.rpartition(".")[2].rstrip("_") for m in load_modules("velollm.cli") if hasattr(m, "command")}
     assert modules == set(COMMANDS)
 
 

@@ -107,6 +107,20 @@ def test_a_doctored_page_is_found_and_mended(
     assert main([str(copy), "--check"]) == 0
 
 
+@pytest.mark.parametrize("text", [None, "{}\n"])
+def test_the_schema_of_shared_results_is_current(
+    copy: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy / "result-schema.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    assert main([str(copy), "--check"]) == 1
+    assert str(path) in capsys.readouterr().err
+    assert main([str(copy)]) == 0
+    assert path.read_bytes() == (DOCS / "result-schema.json").read_bytes()
+
+
 def test_what_is_written_by_hand_stays(copy: Path) -> None:
     path = copy / "rules.md"
     path.write_text("By hand.\n" + path.read_text(encoding="utf-8") + "The end.\n", encoding="utf-8")

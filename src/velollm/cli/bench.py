@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from velollm.cli.bench_history import Look, look_back, print_trends, trends_to
 from velollm.cli.files import check_writable, write_whole
 from velollm.cli.shared import (
     BackendOption,
@@ -20,10 +23,13 @@ from velollm.cli.shared import (
     parse_pins,
     print_json,
 )
-from velollm.errors import EXIT_ADVISED
+from velollm.errors import EXIT_ADVISED, UsageError
 
 if TYPE_CHECKING:
     from velollm.autopilot import Series
+    from velollm.bench.history import Record
+    from velollm.bench.result import BenchResult
+    from velollm.bench.trend import Trend
 
 _MOST_USERS = 256
 _MOST_TOKENS = 1 << 20
@@ -83,20 +89,44 @@ def command(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Also write one page with pictures, to read offline."),
     ] = None,
+    benchstat: Annotated[
+        Path | None, typer.Option("--benchstat", metavar="FILE", help="Also write every raw sample for Go's benchstat.")
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Measure nothing; list the results so far, or those of MODEL.")
+    ] = False,
+    show: Annotated[
+        str | None,
+        typer.Option("--show", metavar="RESULT", help="Measure nothing; show a result again (last: newest)."),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--compare", metavar="RESULT RESULT", help="Measure nothing; put one result against another."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="DATE|TIME|VERSION", help="List results since a date, 7d ago, or 0.32.1."),
+    ] = None,
 ) -> None:
     """Measure settings, models or servers against each other, in turns, on the same prompts.
 
     A server that VeloLLM cannot start anew (another machine's, a container's, any with --url) is measured as it runs.
+    Every result stays in a history, which tells what a new version of the engine changed.
 
     Leaves with 3 where the plan is proved slower.
 
     Example: velollm bench llama3.2 --concurrency 1,4 --depth 0,4k
     """
+    files = _Files(markdown, csv, benchstat, html)
+    files.check()
+    names = tuple(models or ())
+    look = Look(list_, show, compare, since)
+    if look.wanted:
+        if (record := look_back(look, names, as_json=json_)) is not None:
+            files.write_record(record)
+        return
     from velollm.autopilot import Order, Wanted, measure
 
-    for path in (markdown, csv, html):
-        check_writable(path)
-    names = tuple(models or ())
     order = Order(
         names[0] if names else None, backend, profile, parse_pins(set_), parse_budget_s(budget), quick, url=url
     )
@@ -110,11 +140,13 @@ def command(
     )
     with meter() as cockpit:
         series = measure(order, wanted, cockpit)
+    trends = trends_to(series.records)
     if json_:
-        print_json(_document(series))
+        print_json(_document(series, trends))
     else:
         _print(series)
-    _write_files(series, markdown, csv, html)
+        print_trends(trends)
+    files.write(series)
     if series.broken is not None:
         raise series.broken
     metric = series.courses[0].plan.profile.metric
@@ -127,9 +159,9 @@ def _split(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
 
 
-def _document(series: Series) -> dict[str, Any]:
+def _document(series: Series, trends: Sequence[Trend]) -> dict[str, Any]:
     """The first comparison at the top, as ever; all of them under ``results``."""
-    from velollm.report.documents import plan_fields, result_fields
+    from velollm.report.documents import plan_fields, result_fields, trend_fields
 
     course = series.courses[0]
     return {
@@ -138,7 +170,10 @@ def _document(series: Series) -> dict[str, Any]:
         "backend": course.backend.name,
         **plan_fields(course.facts, course.plan, course.places.label),
         **result_fields(series.results[0]),
-        "results": [result_fields(result) for result in series.results],
+        "results": [
+            {"id": r.id, **result_fields(result)} for r, result in zip(series.records, series.results, strict=True)
+        ],
+        "trends": [trend_fields(trend) for trend in trends],
     }
 
 
@@ -158,15 +193,45 @@ def _print(series: Series) -> None:
         out.print(render_choices(course.plan))
 
 
-def _write_files(series: Series, markdown: Path | None, csv: Path | None, html: Path | None) -> None:
-    from velollm.report.bench_files import render_csv, render_markdown
+@dataclass(frozen=True)
+class _Files:
+    """Where results are written beside the terminal; None: not there."""
 
-    if markdown is not None:
-        _write(markdown, render_markdown(series.results))
-    if csv is not None:
-        _write(csv, render_csv(series.results))
-    if html is not None:
-        _write(html, _page(series))
+    markdown: Path | None
+    csv: Path | None
+    benchstat: Path | None
+    html: Path | None
+
+    def check(self) -> None:
+        """Raise `UsageError` where one could not be written."""
+        for path in (self.markdown, self.csv, self.benchstat, self.html):
+            check_writable(path)
+
+    def write(self, series: Series) -> None:
+        self._write_texts(series.records, series.results)
+        if self.html is not None:
+            _write(self.html, _page(series))
+
+    def write_record(self, record: Record) -> None:
+        """A result of the history, which has no plan to draw a page from."""
+        from velollm.bench.history import result_of
+
+        if self.html is not None:
+            raise UsageError(
+                "a page is made when a result is taken", "take --markdown, --csv or --benchstat with --show"
+            )
+        self._write_texts([record], [result_of(record)])
+
+    def _write_texts(self, records: Sequence[Record], results: Sequence[BenchResult]) -> None:
+        from velollm.report.bench_files import render_csv, render_markdown
+        from velollm.report.benchstat import render_benchstat
+
+        if self.markdown is not None:
+            _write(self.markdown, render_markdown(results))
+        if self.csv is not None:
+            _write(self.csv, render_csv(results))
+        if self.benchstat is not None:
+            _write(self.benchstat, render_benchstat(records))
 
 
 def _page(series: Series) -> str:

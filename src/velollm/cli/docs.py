@@ -1,13 +1,15 @@
 """`python -m velollm.cli.docs DIR [--check]`: the generated parts of the documentation.
 
 A part lies between `<!-- generated: NAME -->` and `<!-- end -->`; everything around it is written by hand.
-It comes from what the program itself says (help, rules, checks, knobs, profiles), so it cannot be out of date.
+It comes from what the program itself says (help, rules, checks, knobs, profiles), so it cannot be out of date. The JSON
+schema of shared results is a file of its own.
 This module is no command of `velollm`: it has no attribute of that name.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ _KEPT = {
     "speed": "speed: kept only when measured faster",
     "enables": "what it enables: kept when wanted and speed is not proved lower",
 }
+_SCHEMA_FILE = "result-schema.json"
 _SCOPE = {"server": "every model of a server", "model": "one model"}
 
 
@@ -77,7 +80,19 @@ def differing_pages(directory: Path) -> dict[Path, str]:
             raise VeloError(f"{path}: {error.message}", error.hint) from error
         if filled != page:
             found[path] = filled
+    schema = directory / _SCHEMA_FILE
+    text = render_schema()
+    if not schema.exists() or _read_page(schema) != text:
+        found[schema] = text
     return found
+
+
+def render_schema() -> str:
+    """The JSON schema of what `velollm export` writes."""
+    from velollm.bench.shared import SharedFile
+
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **SharedFile.model_json_schema()}
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
 def _read_page(path: Path) -> str:

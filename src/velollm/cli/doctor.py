@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from velollm.cli.shared import JsonOption, ask, console, is_interactive, meter, print_json
+from velollm.cli.shared import JsonOption, ask, console, is_interactive, meter, own_identity, print_json
 from velollm.errors import EXIT_ADVISED, UsageError, VeloError
 
 if TYPE_CHECKING:
     from velollm.autopilot import Mending
     from velollm.doctor.base import Check, Finding
     from velollm.facts import Facts
-    from velollm.report.bug import Identity
 
 
 def command(
@@ -180,29 +178,12 @@ def _write_report(path: Path, facts: Facts, findings: Sequence[Finding]) -> None
     from velollm import __version__
     from velollm.report.bug import render_bug_report
 
-    text = render_bug_report(facts, findings, __version__, _identity())
+    text = render_bug_report(facts, findings, __version__, own_identity())
     try:
         path.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         why = error.strerror or str(error)
         raise VeloError(f"cannot write {path}: {why}", "give --report a file that you may write") from error
-
-
-def _identity() -> Identity:
-    """Who and where we are, to be left out of a report."""
-    import getpass
-    import os
-    import socket
-
-    from velollm.report.bug import Identity
-
-    users = [os.environ.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER", "USERNAME")]
-    with contextlib.suppress(KeyError, OSError, ImportError):  # no entry for this user id
-        users.append(getpass.getuser())
-    home = Path.home()
-    users.append(home.name)
-    hosts = (socket.gethostname(), os.environ.get("HOSTNAME", ""), os.environ.get("COMPUTERNAME", ""))
-    return Identity(tuple(filter(None, users)), tuple(filter(None, hosts)), str(home))
 
 
 def _list(checks: Sequence[Check], json_: bool) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from velollm.knobs import KnobValue
+    from velollm.report.bug import Identity
 
 SCHEMA_VERSION = 1
 
@@ -155,6 +156,23 @@ def meter(assume: bool | None = None) -> Iterator[Meter]:
         yield bar
     finally:
         bar.stop()
+
+
+def own_identity() -> Identity:
+    """Who and where we are, to be left out of what is shown to others."""
+    import getpass
+    import socket
+    from pathlib import Path
+
+    from velollm.report.bug import Identity
+
+    users = [os.environ.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER", "USERNAME")]
+    with suppress(KeyError, OSError, ImportError):  # no entry for this user id
+        users.append(getpass.getuser())
+    home = Path.home()
+    users.append(home.name)
+    hosts = (socket.gethostname(), os.environ.get("HOSTNAME", ""), os.environ.get("COMPUTERNAME", ""))
+    return Identity(tuple(filter(None, users)), tuple(filter(None, hosts)), str(home))
 
 
 def is_interactive() -> bool:

@@ -54,7 +54,7 @@ def figure_rows(
             continue
         title, unit = metric_title(metric)
         ratios = [(render_ratio(r[metric]), r[metric].verdict) for r in against]
-        yield Row(f"{title} {unit}".strip(), tuple(_figure(i, unit) for i in found), tuple(ratios))
+        yield Row(f"{title} {unit}".strip(), tuple(render_figure(i, unit) for i in found), tuple(ratios))
     yield from _other_rows(result, arms)
 
 
@@ -116,7 +116,7 @@ def _yes(value: bool | None) -> str | None:
     return None if value is None else "yes" if value else "no"
 
 
-def _figure(interval: Interval, unit: str) -> str:
+def render_figure(interval: Interval, unit: str) -> str:
     """A median with its interval, in digits that fit the unit."""
     if interval.estimate is None:
         return "unknown"

@@ -7,7 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from velollm.apply import UndoResult
+from velollm.bench.apart import Apart
+from velollm.bench.history import Record, result_of
 from velollm.bench.result import BenchResult, render_result
+from velollm.bench.trend import Trend
 from velollm.facts import Facts
 from velollm.journal import Change, Flight
 from velollm.plan import Plan
@@ -44,6 +47,57 @@ def plan_fields(facts: Facts, plan: Plan, label: Callable[[str], str]) -> dict[s
 def result_fields(result: BenchResult) -> dict[str, Any]:
     """Raw samples, ratios and sizes of a comparison."""
     return dict(render_result(result))
+
+
+def record_fields(record: Record) -> dict[str, Any]:
+    """One line of the list of results: what it is, and each arm's figures."""
+    result = result_of(record)
+    return {
+        "id": record.id,
+        "taken_at": record.taken_at,
+        "model": record.model,
+        "backend": record.backend,
+        "engine_version": record.engine_version,
+        "machine": record.machine,
+        "origin": record.origin,
+        "profile": record.profile,
+        "workload": record.workload,
+        "depth_tokens": record.depth_tokens,
+        "quick": record.quick,
+        "incomplete": record.incomplete,
+        "arms": list(record.arms),
+        "summary": {
+            arm: {metric: asdict(interval) for metric, interval in result.summary(arm).items()} for arm in record.arms
+        },
+    }
+
+
+def whole_record_fields(record: Record) -> dict[str, Any]:
+    """A result as `velollm bench` printed it, with what it was taken under. ``sizes`` None: an old one without."""
+    sizes = None if record.sizes is None else asdict(record.sizes)
+    return {
+        **record_fields(record),
+        **result_fields(result_of(record)),
+        "sizes": sizes,
+        "knobs": record.knobs,
+        "digests": record.digests,
+        "facts": record.facts,
+    }
+
+
+def trend_fields(trend: Trend) -> dict[str, Any]:
+    """What a version of the engine changed; ``ratios`` above 1: the newer one is better."""
+    return {**asdict(trend), "ratios": {metric: asdict(ratio) for metric, ratio in trend.ratios.items()}}
+
+
+def apart_fields(found: Apart) -> dict[str, Any]:
+    """One arm of two results that did not take turns."""
+    return {
+        "arm": found.arm,
+        "before": {metric: asdict(interval) for metric, interval in found.before.summary.items()},
+        "after": {metric: asdict(interval) for metric, interval in found.after.summary.items()},
+        "ratio": {metric: asdict(ratio) for metric, ratio in found.ratios.items()},
+    }
 
 
 def undo_fields(result: UndoResult) -> dict[str, Any]:

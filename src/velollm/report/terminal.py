@@ -19,7 +19,7 @@ from velollm.report.bench_text import figure_rows, render_noise
 from velollm.units import render_duration
 
 _ARM_TITLES = {"tuned": "plan", "current": "now"}
-_VERDICT_STYLE = {"faster": "green", "slower": "red", "no difference": "dim"}
+VERDICT_STYLE = {"faster": "green", "slower": "red", "no difference": "dim"}
 
 
 def render_comparison(result: BenchResult) -> RenderableType:
@@ -57,7 +57,7 @@ def _figures(result: BenchResult, shown: Sequence[str], ratios: Mapping[str, Rat
     for row in figure_rows(result, shown, [ratios] if ratios else []):
         cells: list[str | Text] = [*row.arms]
         for ratio, verdict in row.ratios:
-            cells += [ratio, Text(verdict, _VERDICT_STYLE[verdict])]
+            cells += [ratio, Text(verdict, VERDICT_STYLE[verdict])]
         table.add_row(row.title, *cells)
     return table
 
@@ -87,6 +87,12 @@ def render_value(name: str, value: KnobValue) -> str:
     if name.endswith("_s") and isinstance(value, (int, float)):
         return render_duration(float(value))
     return str(value)
+
+
+def arm_rows(knobs: Mapping[str, Knobs]) -> list[tuple[str, tuple[str, ...]]]:
+    """Each knob that an arm ran with, and its value in every arm."""
+    names = dict.fromkeys(name for chosen in knobs.values() for name in chosen)
+    return [(name, tuple(render_value(name, chosen.get(name)) for chosen in knobs.values())) for name in names]
 
 
 def render_diff(plan: Plan, label: Callable[[str], str]) -> RenderableType:

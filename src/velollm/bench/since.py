@@ -47,7 +47,7 @@ def _parse_time(text: str, now: datetime) -> datetime | None:
         return now - timedelta(seconds=seconds)
     try:
         return datetime.fromisoformat(text).astimezone() if "-" in text else None
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return None
 
 

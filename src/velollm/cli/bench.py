@@ -122,6 +122,10 @@ def command(
     names = tuple(models or ())
     look = Look(list_, show, compare, since)
     if look.wanted:
+        if html is not None:
+            raise UsageError(
+                "a page is made when a result is taken", "take --markdown, --csv or --benchstat with --show"
+            )
         if (record := look_back(look, names, as_json=json_)) is not None:
             files.write_record(record)
         return
@@ -213,7 +217,7 @@ class _Files:
             _write(self.html, _page(series))
 
     def write_record(self, record: Record) -> None:
-        """A result of the history, which has no plan to draw a page from."""
+        """The same of a result of the history, which has no plan to draw a page from."""
         from velollm.bench.history import result_of
 
         if self.html is not None:

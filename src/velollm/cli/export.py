@@ -66,7 +66,7 @@ def _public_name(model: str) -> str | None:
     from velollm.models.catalog import find_catalog_choice
 
     choice = find_catalog_choice(model)
-    return None if choice is None else choice.name
+    return None if choice is None else choice.ollama_name or choice.name
 
 
 def _cleaner() -> Cleaner:

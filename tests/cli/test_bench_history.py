@@ -131,7 +131,7 @@ def test_export_and_import(
     assert told(capsys, "import", file)["already"] == ["20260301-120000-000001", "20260309-120000-000009"]
 
     monkeypatch.setenv("VELOLLM_HOME", str(tmp_path / "other"))
-    assert "imported: 20260301-120000-000001: llama3.2 on Ollama 0.32.1" in said(capsys, "import", file)
+    assert "imported: 20260301-120000-000001: llama3.2:3b on Ollama 0.32.1" in said(capsys, "import", file)
     assert told(capsys, "import", file)["imported"] == []
     history = read_history(user_paths().data)
     assert (len(history.records), len(history.imported)) == (0, 2)

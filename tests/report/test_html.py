@@ -20,7 +20,7 @@ from velollm.bench.samples import CrowdFigures, Sample
 from velollm.bench.stats import compare_arms, outliers_of
 from velollm.bench.workload import load_workload
 from velollm.facts import CpuFacts, Facts, GpuFacts, MemoryFacts, ServerFacts
-from velollm.knobs import Choice
+from velollm.knobs import Choice, Knobs
 from velollm.plan import Plan, load_profile
 from velollm.report.bench_text import render_ratio
 from velollm.report.html import Subject, render_html
@@ -328,3 +328,21 @@ def luminance(colour: str) -> float:
     parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_the_knobs_of_an_arm_from_a_file_are_on_the_page() -> None:
+    world = World()
+    mine = measured(world.arm("default"), world.arm("tuned"), world.arm("mine"), world=world, levels=())
+    knobs: dict[str, Knobs] = {
+        "default": {"threads": 8, "draft_model": None},
+        "tuned": {"threads": 4},
+        "mine": {"threads": 7, "draft_model": "/home/alice/draft.gguf"},
+    }
+    text = render_html([mine, mine], replace(subject(), arms=[knobs, knobs]))
+    assert text.count("<caption>What the arms of chat ran with") == 1
+    page = Page(text)
+    assert re.search(r"draft_model\s*engine's\s*engine's\s*draft\.gguf", page.text)
+    assert re.search(r"threads\s*8\s*4\s*7", page.text)
+    assert "alice" not in page.text
+    plain = {arm: knobs[arm] for arm in ("default", "tuned")}
+    assert "ran with" not in render_html([mine], replace(subject(), arms=[plain]))

@@ -248,7 +248,8 @@ def _page(series: Series) -> str:
     # Of a file no more than its name: the folders above it may name a person.
     plans = {Path(c.model.name).name if c.model.path else c.model.name: c.plan for c in series.courses}
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    return render_html(series.results, Subject(plans, course.backend.name, course.facts, __version__, now))
+    arms = [record.knobs for record in series.records]
+    return render_html(series.results, Subject(plans, course.backend.name, course.facts, __version__, now, arms))
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from velollm.bench.result import BenchResult
 from velollm.bench.samples import metric_of
 from velollm.facts import Facts
+from velollm.knobs import Knobs
 from velollm.plan import Plan
 from velollm.report.bench_charts import render_crowd, render_forest, render_memory, render_samples, render_table
 from velollm.report.bench_text import MAIN_METRICS, figure_rows, metric_title, render_noise, render_ratio, title_of
 from velollm.report.bug import machine_rows
 from velollm.report.html_style import STYLE
 from velollm.report.markup import Markup, element, join, raw
-from velollm.report.terminal import render_value
+from velollm.report.terminal import arm_rows, render_value
 from velollm.units import render_duration
 
 # Should markup from outside ever get in, it still could neither run nor load anything.
@@ -23,13 +24,17 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; ba
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured, where and when: ``plans`` by the model's name, ``taken_at`` as it is to be shown."""
+    """What was measured, where and when: ``plans`` by the model's name, ``taken_at`` as it is to be shown.
+
+    ``arms``: for each result the knobs that its arms ran with; empty where they are not known.
+    """
 
     plans: Mapping[str, Plan]
     backend: str
     facts: Facts
     version: str
     taken_at: str | None = None
+    arms: Sequence[Mapping[str, Knobs]] = ()
 
 
 def render_html(results: Sequence[BenchResult], subject: Subject) -> str:
@@ -130,7 +135,7 @@ def _engine(subject: Subject) -> str:
 
 def _knobs(results: Sequence[BenchResult], subject: Subject) -> Markup:
     """Every knob of each model's plan with its reason; says so where the plan did not run."""
-    parts: list[Markup] = [element("h2", "The knobs of the plan")]
+    parts: list[Markup] = [element("h2", "The knobs")]
     if not any(result.tuned in result.arms for result in results):
         parts.append(element("p", "The plan was not measured here: this is what VeloLLM would set."))
     for model, plan in subject.plans.items():
@@ -147,7 +152,21 @@ def _knobs(results: Sequence[BenchResult], subject: Subject) -> Markup:
         heads = ["knob", "value", "engine's default", "change", "why"]
         if rows:
             parts.append(render_table(f"{model}, profile {plan.profile.name}", heads, rows))
+    parts += _arms(results, subject)
     return element("section", *parts, between="\n") if len(parts) > 1 else join()
+
+
+def _arms(results: Sequence[BenchResult], subject: Subject) -> Iterator[Markup]:
+    """What each arm ran with, where that is not all in the plan's own table; the same arms once."""
+    shown: list[Mapping[str, Knobs]] = []
+    for result, arms in zip(results, subject.arms, strict=False):
+        others = [arm for arm in arms if arm not in (result.default, result.tuned)]
+        if arms in shown or not (others or result.tuned != "tuned") or not any(arms.values()):
+            continue
+        shown.append(arms)
+        # Of a draft's file, as of a model's, no more than its name.
+        rows = [[name, *(value.replace("\\", "/").rpartition("/")[2] for value in row)] for name, row in arm_rows(arms)]
+        yield render_table(f"What the arms of {title_of(result)} ran with", ["knob", *arms], rows)
 
 
 def _reading() -> Markup:

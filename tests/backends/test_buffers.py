@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from velollm.backends.buffers import TERMS, parse_buffers, parse_build, parse_device_buffers
+from velollm.backends.buffers import TERMS, parse_buffers, parse_build, parse_device_buffers, parse_versions
 from velollm.units import MIB
 
 # Lines of llama-server b10488 (timestamps cut), of two devices as the engine names them.
@@ -67,6 +67,14 @@ def test_the_build_in_one_word() -> None:
     ollama = 'level=INFO msg="Listening on 127.0.0.1:1 (version 0.33.0-rc2)"\n'
     assert parse_build(ollama + LOG) == "ollama-0.33.0-rc2_10488_(abc1234)_with_GNU_12.2.0_for_Linux_x86_64"
     assert parse_build("nothing of the kind") is None
+
+
+def test_versions_as_their_makers_count_them() -> None:
+    ollama = 'routes.go:2 msg="Listening on 127.0.0.1:41231 (version 0.33.0-rc2)"\n'
+    assert parse_versions(LOG) == (None, "b10488")
+    assert parse_versions(ollama + LOG) == ("0.33.0-rc2", "b10488")
+    assert parse_versions(LOG.replace("build 10488", "build 0")) == (None, None)
+    assert parse_versions("") == (None, None)
 
 
 @given(st.text(st.sampled_from("CPU model KV buffer size = 12.MiB\n:_"), max_size=200))

@@ -14,6 +14,7 @@ from tests.bench.test_apart import record, samples
 from tests.program import run_cli
 from velollm.bench.history import append_record, append_records, read_history
 from velollm.cli import run_app
+from velollm.cli.bench_history import print_trends, trends_to
 from velollm.config import user_paths
 
 
@@ -61,6 +62,18 @@ def test_the_list_tells_what_a_version_changed(capsys: pytest.CaptureFixture[str
     (trend,) = found["trends"]
     assert trend["ratios"]["prefill"]["verdict"] == "slower"
     assert trend["ratios"]["prefill"]["floor_basis"] == "apart"
+
+
+def test_after_a_bench_it_is_said_what_the_version_changed(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    newest = read_history(data).records[-1]
+    (trend,) = trends_to([newest])
+    print_trends([trend])
+    assert "prefill fell 25%" in capsys.readouterr().out
+    assert trends_to([read_history(data).records[0]]) == ()
+    (data / "history.db").write_bytes(b"no database at all" * 99)
+    assert trends_to([newest]) == ()
+    print_trends(())
+    assert capsys.readouterr().out == ""
 
 
 def test_the_list_of_one_model(capsys: pytest.CaptureFixture[str], data: Path) -> None:

@@ -164,7 +164,7 @@ def test_an_old_history_is_taken_over_once_and_kept(tmp_path: Path, result: Benc
 
     record = record_of(result)
     (note,) = append_record(tmp_path, record)
-    assert "2 results" in note and "1 lines of it could not be read" in note
+    assert ": 2 (1 could not be read); it is kept as history.jsonl.imported." in note
     assert not old.exists()
     assert (tmp_path / "history.jsonl.imported").read_bytes() == text
     assert read_history(tmp_path).records == (*before.records, record)

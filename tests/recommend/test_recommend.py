@@ -13,6 +13,7 @@ from velollm.backends.ollama_get import pull_model, quantize_model
 from velollm.backends.ollama_http import OllamaApi, OllamaRefusalError
 from velollm.bench.history import Record
 from velollm.bench.samples import Sample
+from velollm.config import user_paths
 from velollm.errors import VeloError
 from velollm.facts import Facts
 from velollm.knobs import Wish
@@ -22,6 +23,7 @@ from velollm.models.speed import Estimated
 from velollm.plan import load_profile
 from velollm.probe.hardware import parse_hardware
 from velollm.recommend.choose import Recommendation, recommend_format, recommend_of_catalog
+from velollm.recommend.finder import Finder
 from velollm.recommend.get import Way, check_space, made_name, way_to
 from velollm.recommend.history import Calibration, Measured, calibrate
 from velollm.recommend.options import device_speeds
@@ -149,6 +151,8 @@ def test_only_plain_measurements_of_this_machine_calibrate() -> None:
         record(elsewhere, 500.0),
         record(then, 900.0, speculation="ngram-mod"),
         record(here, 700.0),
+        record(then, 300.0).model_copy(update={"origin": "imported"}),
+        record(then, 400.0).model_copy(update={"elsewhere": True}),
     ]
     found = calibrate(records, here, lambda _model, _on_gpu: Estimated(10.0, 9.0, 11.0, "arithmetic", "roofline"))
     assert found.factors.keys() == {False}
@@ -156,6 +160,19 @@ def test_only_plain_measurements_of_this_machine_calibrate() -> None:
     assert factor == pytest.approx(0.5)
     assert count == 1
     assert [item.decode_tokens_per_s for item in found.measured.values()] == [pytest.approx(5.0)]
+
+
+def test_a_damaged_history_costs_its_corrections_and_not_the_recommendation(own_home: Path) -> None:
+    paths, said = user_paths(), list[str]()
+    paths.data.mkdir(parents=True)
+    (paths.data / "history.db").write_bytes(b"\xa5" * 9000)
+    facts, profile = machine("16 GB RAM, 20 GB/s, 4 cores"), load_profile("chat")
+    speeds = device_speeds(facts, Wish(profile, ollama_default_knobs(facts), backend="ollama"), None, None)
+    assert Finder(paths, profile, note=said.append).calibration(facts, speeds) == Calibration()
+    (note,) = said
+    assert note.startswith("Without this machine's own measurements: the history")
+    assert Finder(paths, profile, Path("machine.yaml"), note=said.append).calibration(facts, speeds) == Calibration()
+    assert said == [note]
 
 
 def entry(name: str, level: str) -> dict[str, Any]:

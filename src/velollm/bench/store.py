@@ -157,8 +157,8 @@ def _write(
     if not old and not damaged:
         return added, ()
     kept = _rename_free(old_path, f"{OLD_FILE}.imported")
-    lost = f", {damaged} lines of it could not be read" if damaged else ""
-    return added, (f"{len(taken)} results of {old_path} were taken over{lost}; it is kept as {kept.name}.",)
+    lost = f" ({damaged} could not be read)" if damaged else ""
+    return added, (f"Results taken over from {old_path}: {len(taken)}{lost}; it is kept as {kept.name}.",)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

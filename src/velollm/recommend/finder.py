@@ -79,7 +79,7 @@ class Finder:
         measured = None if self.hardware else machine_speed(self.paths.data, facts)
         wish = Wish(self.profile, ollama_default_knobs(facts), backend="ollama")
         speeds = device_speeds(facts, wish, *_rates(measured))
-        calibration = Calibration() if self.hardware else self._calibration(facts, speeds)
+        calibration = self.calibration(facts, speeds)
         source: str | None = None
         if model is None:
             found = recommend_of_catalog(facts, wish, speeds, calibration)
@@ -96,7 +96,11 @@ class Finder:
         """Raise `VeloError` where no server answers."""
         self.backend.api.version()
 
-    def _calibration(self, facts: Facts, speeds: Speeds) -> Calibration:
+    def calibration(self, facts: Facts, speeds: Speeds) -> Calibration:
+        """What this machine's history says of its estimates; nothing for a described one."""
+        if self.hardware:
+            return Calibration()
+
         def estimate(model: ModelFacts, on_gpu: bool) -> Estimated | None:
             active = active_weight_bytes(model)
             device = speeds.gpu if on_gpu else speeds.cpu

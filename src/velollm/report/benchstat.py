@@ -63,9 +63,13 @@ def _lines(record: Record, sample: Sample) -> Iterator[str]:
 
 def _line(name: str, figures: Sequence[tuple[float | None, str]]) -> Iterator[str]:
     """One run; none where nothing of it is known."""
-    known = [f"{value!r} {unit}" for value, unit in figures if value is not None and value > 0]
+    known = [f"{_number(value)} {unit}" for value, unit in figures if value is not None and value > 0]
     if known:
         yield f"{name} 1 {' '.join(known)}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
 
 
 def _title(workload: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from velollm.bench.apart import LEAST_FLOOR, compare_records, differences_of, floor_of, key_of
+from velollm.bench.apart import LEAST_FLOOR, compare_records, differences_of, floor_of, group, key_of
 from velollm.bench.history import Record
 from velollm.bench.samples import CrowdFigures, Sample
 from velollm.bench.since import parse_version, since
@@ -115,11 +115,11 @@ def test_runs_of_the_same_settings_widen_the_floor() -> None:
         record(3, "0.31.0", samples(9.0)),
         record(4, None, samples(99.0)),
     ]
-    floor = floor_of([(known[0], "default")], known, "prefill")
+    floor = floor_of(group(known).values(), "prefill")
     assert floor.ratio == pytest.approx(1.5)
-    assert floor_of([(known[0], "default")], known, "decode").ratio == LEAST_FLOOR
+    assert floor_of(group(known).values(), "decode").ratio == LEAST_FLOOR
     other = record(5, machine="another", found=samples(20.0))
-    assert floor_of([(known[0], "default")], [*known, other], "prefill") == floor
+    assert compared(known[0], known[2], *known, other)["prefill"].floor == floor.ratio
     assert compared(known[0], record(6, "0.33.0", samples(0.7)), *known)["prefill"].verdict == "no difference"
 
 

@@ -55,6 +55,16 @@ def key_of(record: Record, arm: str) -> Key | None:
     return record.machine, digest, record.backend, knobs, record.workload, record.depth_tokens
 
 
+def group(records: Iterable[Record]) -> dict[Key, list[tuple[Record, str]]]:
+    """Results and their arms that are of the same thing, in the order of the results."""
+    groups: dict[Key, list[tuple[Record, str]]] = {}
+    for record in records:
+        for arm in record.arms:
+            if (key := key_of(record, arm)) is not None and record.engine_version is not None:
+                groups.setdefault(key, []).append((record, arm))
+    return groups
+
+
 def compare_records(before: Record, after: Record, known: Iterable[Record] = ()) -> tuple[Apart, ...]:
     """Every arm that both results have; where no name is in both, the first of each.
 
@@ -63,16 +73,20 @@ def compare_records(before: Record, after: Record, known: Iterable[Record] = ())
     names = [(arm, arm) for arm in after.arms if arm in before.arms]
     if not names and before.arms and after.arms:
         names = [(before.arms[0], after.arms[0])]
-    return tuple(_compare(before, old, after, new, list(known)) for old, new in names)
+    groups = group(known)
+    return tuple(_compare(before, old, after, new, groups) for old, new in names)
 
 
-def _compare(before: Record, old: str, after: Record, new: str, known: Sequence[Record]) -> Apart:
+def _compare(
+    before: Record, old: str, after: Record, new: str, groups: Mapping[Key, Sequence[tuple[Record, str]]]
+) -> Apart:
+    keys = {key for pair in ((before, old), (after, new)) if (key := key_of(*pair)) is not None}
+    known = [groups.get(key, ()) for key in keys]
     sides = before.samples_of(old), after.samples_of(new)
     metrics = [name for name in _metrics(before, after) if any(_values(side, metric_of(name)) for side in sides)]
     ratios = {}
     for name in metrics:
-        floor = floor_of([(before, old), (after, new)], known, name)
-        if (ratio := ratio_apart(*sides, name, floor)) is not None:
+        if (ratio := ratio_apart(*sides, name, floor_of(known, name))) is not None:
             ratios[name] = ratio
     summaries = [{name: median_interval(_values(side, metric_of(name))) for name in metrics} for side in sides]
     title = new if old == new else f"{old}, {new}"
@@ -94,18 +108,18 @@ def ratio_apart(before: Sequence[Sample], after: Sequence[Sample], metric: str, 
     return ratio_of_sets(old, new, higher_is_better=chosen.higher_is_better, floor=floor)
 
 
-def floor_of(arms: Sequence[tuple[Record, str]], known: Iterable[Record], metric: str) -> Floor:
-    """What runs apart differ by though nothing was changed: the most that the history shows of these very settings and
-    one version of the engine, and `LEAST_FLOOR` at the least."""
-    keys = {key for record, arm in arms if (key := key_of(record, arm)) is not None}
-    medians: dict[tuple[Key, str], list[float]] = {}
-    for record in known:
-        for arm in record.arms:
-            key, version = key_of(record, arm), record.engine_version
-            values = _values(record.samples_of(arm), metric_of(metric)) if key in keys and version else []
-            if key is not None and version and len(values) > 1:
-                medians.setdefault((key, version), []).append(median(values))
-    return Floor(max([LEAST_FLOOR, *(max(found) / min(found) for found in medians.values())]), "apart")
+def floor_of(groups: Iterable[Sequence[tuple[Record, str]]], metric: str) -> Floor:
+    """What runs apart differ by though nothing was changed: the most that the history shows of these very settings
+    (``groups``) and one version of the engine, and `LEAST_FLOOR` at the least."""
+    ratios = [LEAST_FLOOR]
+    for found in groups:
+        medians: dict[str | None, list[float]] = {}
+        for record, arm in found:
+            values = _values(record.samples_of(arm), metric_of(metric))
+            if len(values) > 1:
+                medians.setdefault(record.engine_version, []).append(median(values))
+        ratios += [max(each) / min(each) for each in medians.values()]
+    return Floor(max(ratios), "apart")
 
 
 def differences_of(before: Record, after: Record) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from velollm.bench.apart import Key, floor_of, key_of, ratio_apart
+from velollm.bench.apart import floor_of, group, key_of, ratio_apart
 from velollm.bench.history import Record
 from velollm.bench.samples import Sample
 from velollm.bench.stats import Ratio
@@ -44,25 +44,26 @@ def find_trends(records: Sequence[Record], since: Sequence[Record] | None = None
     ``records`` are this machine's, oldest first. With ``since``, the part of them that is looked at, the newest version
     is put against the oldest one there.
     """
-    window = records if since is None else since
-    groups: dict[Key, list[tuple[Record, str]]] = {}
-    for record in window:
-        for arm in record.arms:
-            key = key_of(record, arm)
-            if key is not None and record.engine_version is not None and record.incomplete is None:
-                groups.setdefault(key, []).append((record, arm))
-    return tuple(
-        trend for found in groups.values() if (trend := _trend(found, records, oldest=since is not None)) is not None
-    )
+    window = None if since is None else {record.id for record in since}
+    trends = []
+    for known in group(record for record in records if record.incomplete is None).values():
+        found = [(record, arm) for record, arm in known if window is None or record.id in window]
+        if (trend := _trend(found, known, oldest=since is not None)) is not None:
+            trends.append(trend)
+    return tuple(trends)
 
 
 def trends_of(records: Sequence[Record], newest: Record) -> tuple[Trend, ...]:
     """The trends that this result is the newest of; ``records`` need not hold it."""
     others = [record for record in records if record.id != newest.id]
-    return tuple(trend for trend in find_trends([*others, newest]) if trend.newest == newest.id)
+    mine = {key for arm in newest.arms if (key := key_of(newest, arm)) is not None}
+    same = [record for record in others if any(key_of(record, arm) in mine for arm in record.arms)]
+    return tuple(trend for trend in find_trends([*same, newest]) if trend.newest == newest.id)
 
 
-def _trend(found: Sequence[tuple[Record, str]], known: Sequence[Record], *, oldest: bool) -> Trend | None:
+def _trend(found: Sequence[tuple[Record, str]], known: Sequence[tuple[Record, str]], *, oldest: bool) -> Trend | None:
+    if not found:
+        return None
     newest, arm = found[-1]
     after = newest.engine_version
     others = [record.engine_version for record, _ in found if record.engine_version != after]
@@ -73,7 +74,7 @@ def _trend(found: Sequence[tuple[Record, str]], known: Sequence[Record], *, olde
     old, new = (list(_samples(side)) for side in sides)
     ratios: dict[str, Ratio] = {}
     for metric in FIGURES:
-        if (ratio := ratio_apart(old, new, metric, floor_of([found[-1]], known, metric))) is not None:
+        if (ratio := ratio_apart(old, new, metric, floor_of([known], metric))) is not None:
             ratios[metric] = ratio
     runs = len(sides[0]), len(sides[1])
     return Trend(

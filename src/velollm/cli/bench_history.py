@@ -65,7 +65,7 @@ def _list(history: History, when: str | None, models: Sequence[str], *, as_json:
         now = datetime.now(UTC)
         shown, own = list(since(shown, when, now)), list(since(own, when, now))
     shown, own = [record for record in shown if _is_of(record, models)], [r for r in own if _is_of(r, models)]
-    trends = find_trends(history.records if when is None else own, None if when is None else own)
+    trends = find_trends(history.records, None if when is None else own)
     trends = tuple(trend for trend in trends if any(trend.newest == record.id for record in own))
     if as_json:
         from velollm.report.documents import record_fields, trend_fields

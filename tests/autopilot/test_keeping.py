@@ -12,6 +12,7 @@ from tests.bench.simulated import World
 from velollm.autopilot.chart import chart
 from velollm.autopilot.keeping import keep_result
 from velollm.autopilot.order import Course, Order
+from velollm.backends.llamacpp import LlamaCppBackend
 from velollm.backends.openai import OpenAiBackend
 from velollm.bench.history import Record, append_record, machine_key, read_history
 from velollm.bench.result import BenchResult
@@ -66,6 +67,15 @@ def test_engine_machine_and_model_are_kept(course: Course, result: BenchResult) 
     assert record.digests["tuned"] == digest
     again, _ = keep(course, result)
     assert (again.digests["default"], again.id != record.id) == (digest, True)
+
+
+def test_the_build_is_that_of_the_engines_log(course: Course, result: BenchResult, tmp_path: Path) -> None:
+    log = tmp_path / "default.log"
+    log.write_text("I common_params_print_info: build 10488 (abc1234) with GNU 12.2.0 for Linux x86_64\n", "utf-8")
+    record, _ = keep(replace(course, backend=LlamaCppBackend()), result, log)
+    assert record.engine_version == "b10488"
+    assert record.engine_build == "10488_(abc1234)_with_GNU_12.2.0_for_Linux_x86_64"
+    assert keep(course, result, tmp_path / "none.log")[0].engine_build is None
 
 
 @pytest.mark.parametrize(("url", "elsewhere"), [("http://10.9.8.7:80/v1", True), ("http://127.0.0.1:9/v1", False)])

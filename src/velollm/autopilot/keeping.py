@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from velollm.autopilot.order import Cockpit, Course
+from velollm.backends.buffers import parse_build
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_find import is_local
 from velollm.backends.openai import OpenAiBackend
@@ -32,7 +33,7 @@ def keep_result(
     """
     of_arm = dict.fromkeys(knobs, course) if courses is None else courses
     digests = {arm: digest for arm, other in of_arm.items() if (digest := _digest(other)) is not None}
-    backend = course.backend
+    backend, text = course.backend, _read(log)
     record = make_record(
         result,
         model=", ".join(dict.fromkeys(other.model.name for other in of_arm.values())),
@@ -40,7 +41,8 @@ def keep_result(
         facts=course.facts,
         knobs=knobs,
         profile=course.plan.profile.name,
-        engine_version=backend.engine_version(_read(log)),
+        engine_version=backend.engine_version(text),
+        engine_build=parse_build(text),
         digests=digests,
         elsewhere=isinstance(backend, (OllamaBackend, OpenAiBackend)) and not is_local(backend.url),
     )

@@ -33,7 +33,7 @@ class Record(BaseModel):
     """One result: raw ``samples``, the ``facts`` of the machine (those that are known) and each arm's ``knobs``.
 
     ``incomplete``: why it broke off, None where it did not. ``machine``: what tells the machine that the engine ran on
-    from others (`machine_key`); None: unknown. ``digests``: what tells each arm's model file from others.
+    from others (`machine_key`); None: unknown. ``engine_build``: as the engine's log names it. ``digests``: what tells each arm's model file from others.
     ``elsewhere``: the server was another machine's, so that ``facts`` do not tell of it. ``origin``: ``imported`` ones
     were measured by somebody else.
     ``taken_at`` is UTC in ISO 8601. Averages are computed from the samples when asked for, never stored.
@@ -57,6 +57,7 @@ class Record(BaseModel):
     incomplete: str | None = None
     profile: str | None = None
     engine_version: str | None = None
+    engine_build: str | None = None
     machine: str | None = None
     elsewhere: bool = False
     digests: dict[str, str] = Field(default_factory=dict)
@@ -137,6 +138,7 @@ def make_record(
     knobs: Mapping[str, Knobs],
     profile: str | None = None,
     engine_version: str | None = None,
+    engine_build: str | None = None,
     digests: Mapping[str, str] | None = None,
     elsewhere: bool = False,
     now: datetime | None = None,
@@ -159,6 +161,7 @@ def make_record(
         incomplete=result.incomplete,
         profile=profile,
         engine_version=engine_version,
+        engine_build=engine_build,
         machine=None if elsewhere else machine_key(facts),
         elsewhere=elsewhere,
         digests=dict(digests or {}),

@@ -81,6 +81,7 @@ def whole_record_fields(record: Record) -> dict[str, Any]:
         "sizes": sizes,
         "knobs": record.knobs,
         "digests": record.digests,
+        "engine_build": record.engine_build,
         "facts": record.facts,
     }
 

@@ -32,11 +32,11 @@ LAST = "last"
 class Record(BaseModel):
     """One result: raw ``samples``, the ``facts`` of the machine (those that are known) and each arm's ``knobs``.
 
-    ``incomplete``: why it broke off, None where it did not. ``machine``: what tells the machine that the engine ran on
-    from others (`machine_key`); None: unknown. ``engine_build``: as the engine's log names it. ``digests``: what tells each arm's model file from others.
-    ``elsewhere``: the server was another machine's, so that ``facts`` do not tell of it. ``origin``: ``imported`` ones
-    were measured by somebody else.
-    ``taken_at`` is UTC in ISO 8601. Averages are computed from the samples when asked for, never stored.
+    ``incomplete``: why it broke off, None where it did not. ``engine_build``: as the engine's log names it.
+    ``machine``: what tells the machine that the engine ran on from others (`machine_key`); None: unknown. ``digests``:
+    what tells each arm's model file from others. ``elsewhere``: the server was another machine's, so that ``facts`` do
+    not tell of it. ``origin``: ``imported`` ones were measured by somebody else. ``taken_at`` is UTC in ISO 8601.
+    Averages are computed from the samples when asked for, never stored.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)

@@ -11,15 +11,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from velollm.bench.apart import LEAST_FLOOR, compare_records, differences_of, floor_of, group, key_of
+from velollm.bench.apart import (
+    LEAST_FLOOR,
+    compare_records,
+    differences_of,
+    disturbances_of,
+    floor_of,
+    group,
+    key_of,
+)
+from velollm.bench.conditions import Conditions
 from velollm.bench.history import Record
 from velollm.bench.samples import CrowdFigures, Sample
 from velollm.bench.since import parse_version, since
 from velollm.bench.stats import Ratio, ratio_of_sets, verdict_of
 from velollm.bench.trend import change_of, find_trends, trends_of
 from velollm.errors import UsageError
-from velollm.report.bench_history import change_words, trend_lines
+from velollm.report.bench_history import change_words, render_apart, trend_lines
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 values = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=12)
@@ -193,6 +203,17 @@ def test_a_new_version_that_is_slower_is_told() -> None:
     assert trends_of([record(1), slower, record(10, "0.34.0")], slower) != ()
 
 
+def test_what_disturbed_a_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = record(2).model_copy(update={"conditions": (Conditions(busy_cores=0.9), Conditions(on_battery=True))})
+    told = disturbances_of(record(1), busy)
+    assert [text.partition(":")[0] for text in told] == ["after", "after"]
+    assert "took up to 0.9 cores" in told[0] and "battery" in told[1]
+    unlike = record(2, found=samples(prompt_tokens=256))
+    Console(width=200).print(render_apart(compare_records(record(1), unlike), (), told))
+    shown = capsys.readouterr().out
+    assert "unlike: prompts" in shown and "After: other programs" in shown
+
+
 def test_no_change_is_not_told() -> None:
     (trend,) = find_trends([record(1), record(2, "0.33.0", samples(0.95))])
     assert trend.changed == {}
@@ -213,6 +234,7 @@ def test_no_change_is_not_told() -> None:
         {"engine_version": None},
         {"incomplete": "it died"},
         {"origin": "imported"},
+        {"conditions": (Conditions(busy_cores=0.9),)},
     ],
     ids=str,
 )

@@ -56,9 +56,14 @@ def key_of(record: Record, arm: str) -> Key | None:
 
 
 def group(records: Iterable[Record]) -> dict[Key, list[tuple[Record, str]]]:
-    """Results and their arms that are of the same thing, in the order of the results."""
+    """Results and their arms that are of the same thing, in the order of the results.
+
+    What broke off or was disturbed proves nothing of an engine, and is left out.
+    """
     groups: dict[Key, list[tuple[Record, str]]] = {}
     for record in records:
+        if record.incomplete is not None or record.disturbed:
+            continue
         for arm in record.arms:
             if (key := key_of(record, arm)) is not None and record.engine_version is not None:
                 groups.setdefault(key, []).append((record, arm))
@@ -135,6 +140,12 @@ def differences_of(before: Record, after: Record) -> tuple[str, ...]:
     ]
     texts = [f"{name}: {old}, then {new}" for name, old, new in found if old != new]
     return (*texts, *_knob_differences(before, after))
+
+
+def disturbances_of(before: Record, after: Record) -> tuple[str, ...]:
+    """What spoiled either of two results."""
+    pairs = (("before", before), ("after", after))
+    return tuple(f"{name}: {note}" for name, record in pairs for note in record.disturbed)
 
 
 def _knob_differences(before: Record, after: Record) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from velollm.bench import store
-from velollm.bench.conditions import Conditions
+from velollm.bench.conditions import Conditions, note_conditions
 from velollm.bench.result import BenchResult, Start
 from velollm.bench.samples import CONTROL, Sample
 from velollm.bench.sizes import Sizes
@@ -74,6 +74,11 @@ class Record(BaseModel):
         """Names of the arms, the one that the others are compared with first; the control is none."""
         names = dict.fromkeys((*self.knobs, *(sample.arm for sample in self.samples)))
         return tuple(name for name in names if not name.endswith(CONTROL))
+
+    @property
+    def disturbed(self) -> tuple[str, ...]:
+        """What spoiled the run beside its own work: other programs, swapping, heat, a battery. Empty: nothing known."""
+        return tuple(note_conditions(self.conditions))
 
     def samples_of(self, arm: str) -> list[Sample]:
         """An arm's samples and those of its control, which ran with the same settings."""

@@ -46,7 +46,7 @@ def find_trends(records: Sequence[Record], since: Sequence[Record] | None = None
     """
     window = None if since is None else {record.id for record in since}
     trends = []
-    for known in group(record for record in records if record.incomplete is None).values():
+    for known in group(records).values():
         found = [(record, arm) for record, arm in known if window is None or record.id in window]
         if (trend := _trend(found, known, oldest=since is not None)) is not None:
             trends.append(trend)

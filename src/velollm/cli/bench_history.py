@@ -131,15 +131,17 @@ def _show(record: Record, *, as_json: bool) -> None:
 
 
 def _compare(before: Record, after: Record, history: History, *, as_json: bool) -> None:
-    from velollm.bench.apart import compare_records, differences_of
+    from velollm.bench.apart import compare_records, differences_of, disturbances_of
 
     found, differences = compare_records(before, after, history.records), differences_of(before, after)
+    disturbances = disturbances_of(before, after)
     if as_json:
         from velollm.report.documents import apart_fields
 
         document: dict[str, Any] = {"before": before.id, "after": after.id, "interleaved": False}
-        print_json({**document, "differences": list(differences), "arms": [apart_fields(item) for item in found]})
+        document |= {"differences": list(differences), "disturbances": list(disturbances)}
+        print_json({**document, "arms": [apart_fields(item) for item in found]})
         return
     from velollm.report.bench_history import render_apart
 
-    console().print(render_apart(found, differences))
+    console().print(render_apart(found, differences, disturbances))

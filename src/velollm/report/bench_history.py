@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from velollm.bench.apart import Apart, Side
+from velollm.bench.apart import Apart
 from velollm.bench.history import History, Record
 from velollm.bench.samples import metric_of
 from velollm.bench.stats import Ratio, summarise
@@ -88,8 +88,10 @@ def render_arms(knobs: Mapping[str, Knobs]) -> RenderableType:
     return table
 
 
-def render_apart(found: Sequence[Apart], differences: Sequence[str]) -> RenderableType:
-    """Two results beside each other, with what else differs between them."""
+def render_apart(
+    found: Sequence[Apart], differences: Sequence[str], disturbances: Sequence[str] = ()
+) -> RenderableType:
+    """Two results beside each other, with what else differs between them, and what spoiled one of them."""
     lines: list[RenderableType] = []
     if found:
         first = found[0]
@@ -101,10 +103,23 @@ def render_apart(found: Sequence[Apart], differences: Sequence[str]) -> Renderab
         lines += [Text(""), Text(f"{item.arm}:"), _apart_table(item)]
     if not found:
         lines.append(Text("The two have no figure in common."))
+    if any("unlike" in _verdicts(item).values() for item in found):
+        lines += [Text(""), Text("unlike: prompts or answers of other lengths, or another clock, so no ratio.", "dim")]
     if floors := [ratio.floor for item in found for ratio in item.ratios.values() if ratio.floor is not None]:
         lines += [Text(""), Text(f"{_NOT_IN_TURNS} {min(floors) - 1:.0%} is called a difference.", "dim")]
     lines += [Text(f"They differ in {text}.", "dim") for text in differences]
+    lines += [Text(f"{text[:1].upper()}{text[1:]}", "dim") for text in disturbances]
     return Group(*lines)
+
+
+def _verdicts(item: Apart) -> dict[str, str]:
+    """Each figure's verdict; `unlike` where the two measured it in ways that differ, nothing where one did not."""
+    found: dict[str, str] = {}
+    for metric, interval in item.before.summary.items():
+        both = interval.estimate is not None and item.after.summary[metric].estimate is not None
+        ratio = item.ratios.get(metric)
+        found[metric] = ratio.verdict if ratio is not None else "unlike" if both else ""
+    return found
 
 
 def _apart_table(item: Apart) -> Table:
@@ -113,21 +128,13 @@ def _apart_table(item: Apart) -> Table:
     for title in ("before", "after", "ratio"):
         table.add_column(title, justify="right", overflow="fold")
     table.add_column("verdict")
-    for metric, interval in item.before.summary.items():
+    for metric, verdict in _verdicts(item).items():
         title, unit = metric_title(metric)
-        cells = [render_figure(side, unit) for side in (interval, item.after.summary[metric])]
+        cells = [render_figure(side.summary[metric], unit) for side in (item.before, item.after)]
         ratio = item.ratios.get(metric)
-        if ratio is None:
-            why = "unlike" if _both(item.before, item.after, metric) else ""
-            table.add_row(f"{title} {unit}".strip(), *cells, "", why)
-        else:
-            verdict = Text(ratio.verdict, VERDICT_STYLE[ratio.verdict])
-            table.add_row(f"{title} {unit}".strip(), *cells, render_ratio(ratio), verdict)
+        cells.append("" if ratio is None else render_ratio(ratio))
+        table.add_row(f"{title} {unit}".strip(), *cells, Text(verdict, VERDICT_STYLE.get(verdict, "")))
     return table
-
-
-def _both(before: Side, after: Side, metric: str) -> bool:
-    return before.summary[metric].estimate is not None and after.summary[metric].estimate is not None
 
 
 def trend_lines(trends: Sequence[Trend]) -> list[str]:

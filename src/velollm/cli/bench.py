@@ -220,10 +220,6 @@ class _Files:
         """The same of a result of the history, which has no plan to draw a page from."""
         from velollm.bench.history import result_of
 
-        if self.html is not None:
-            raise UsageError(
-                "a page is made when a result is taken", "take --markdown, --csv or --benchstat with --show"
-            )
         self._write_texts([record], [result_of(record)])
 
     def _write_texts(self, records: Sequence[Record], results: Sequence[BenchResult]) -> None:

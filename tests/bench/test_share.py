@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tests.bench.simulated import World
+from velollm.backends.base import iter_backends
+from velollm.backends.buffers import TERMS
 from velollm.bench.apart import key_of
 from velollm.bench.design import Design
 from velollm.bench.history import Record, make_record
 from velollm.bench.run import Budget, run_bench
 from velollm.bench.samples import CrowdFigures, Sample
 from velollm.bench.share import Cleaner, parse_shared, record_of, render_shared, share_file
+from velollm.bench.shared import BackendName, Buffer
 from velollm.bench.stats import compare_arms
 from velollm.bench.workload import load_workload
 from velollm.errors import VeloError
@@ -309,6 +312,11 @@ def test_an_old_record_can_be_shared() -> None:
     (result,) = parse_shared(shared_text(old).encode(), "x.json").results
     assert result.id.startswith("20250101-000000-")
     assert record_of(result).samples == (sample,)
+
+
+def test_the_form_knows_every_backend_and_every_kind_of_buffer() -> None:
+    assert {backend.name for backend in iter_backends()} == set(typing.get_args(BackendName))
+    assert set(typing.get_args(Buffer)) == set(TERMS)
 
 
 def test_the_schema_is_that_of_the_form(record: Record) -> None:

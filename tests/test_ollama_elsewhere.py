@@ -43,6 +43,7 @@ class OtherUser:
     def __init__(self, home: Path, url: str) -> None:
         home.parent.chmod(0o755)
         home.mkdir()
+        self.home = home
         os.chown(home, USER_UID, USER_UID)
         path = os.pathsep.join((str(SRC), packages()))
         own = {"HOME": str(home), "VELOLLM_HOME": str(home / "velollm"), "TMPDIR": str(home), "PYTHONPATH": path}
@@ -124,12 +125,43 @@ def test_the_plan_is_made_from_what_the_server_shows_of_the_model(user: OtherUse
 
 def test_a_flight_says_what_could_not_be_tried_and_changes_nothing(theirs: RealOllama, user: OtherUser) -> None:
     before = theirs.digests()
-    done = user.run("optimize", MODEL, "--yes", "--budget", "20s")
+    done = user.run("optimize", MODEL, "--budget", "20s")
     assert done.returncode == 3, done.stderr
     assert "Not tried: the model's files cannot be read" in done.stdout
     assert "What it changes:" in done.stdout
     assert "--yes" not in done.stdout
     assert theirs.digests() == before
+
+
+def test_a_flight_on_a_twin_there_and_back(theirs: RealOllama, user: OtherUser) -> None:
+    before = theirs.digests()
+    # What is pinned need not prove its speed: answers of a few tokens could not.
+    dry = user.json("optimize", MODEL, "--dry-run", status=3)
+    threads = next(knob["default"] for knob in dry["knobs"] if knob["name"] == "threads")
+    pinned = ("context_tokens=1024", f"threads={threads}", "batch=512", "ubatch=512", "slots=1")
+    pins = [word for pin in pinned for word in ("--set", pin)]
+    found = user.json("optimize", MODEL, *pins, "--yes", "--budget", "25s", status=0)
+    trial = found["trial"]
+    assert all(run["error"] is None and run["answer_tokens"] > 0 for run in trial["runs"])
+    assert trial["notes"][0].startswith(f"the model is a made one in the shape of {MODEL}: its speed is real")
+    assert found["facts"]["model"]["made"]["like"] == MODEL
+    assert "measured on a twin" in found["applied_reason"]
+    twin = Path(found["twin"])
+    assert twin.parent.parent.parent == user.home / "velollm" / "cache" / "twins"
+    assert found["applied"] is True, found["applied_reason"]
+    assert {change["key"] for change in found["changes"]} >= {"num_ctx"}
+    # What the user's own server does with the real model is held against itself, not against the twin.
+    assert found["before"]["arms"] == ["before"]
+    assert found["confirmed"]["arms"] == ["applied"]
+    assert theirs.digests()[f"{MODEL}:latest"] != before[f"{MODEL}:latest"]
+    assert user.run("undo").returncode == 0
+    assert theirs.digests() == before
+    made_at = twin.stat().st_mtime_ns
+    text = user.run("optimize", MODEL, *pins, "--budget", "10s")
+    assert text.returncode == 3, text.stderr
+    assert f"A twin of {MODEL} on the ollama engine" in text.stdout
+    assert "Not applied, because nobody said yes" in " ".join(text.stdout.split())
+    assert twin.stat().st_mtime_ns == made_at
 
 
 def test_bench_measures_it_as_it_runs(user: OtherUser) -> None:

@@ -18,6 +18,7 @@ from velollm.autopilot.landing import (
     find_flight,
     flights,
     land,
+    measure_before,
     pending_of,
     planned_steps,
     restart_notes,
@@ -28,16 +29,18 @@ from velollm.autopilot.measuring import Series, Wanted, measure
 from velollm.autopilot.mending import Mending, choose_mendable, mend, mending_steps, unmendable
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
 from velollm.autopilot.racing import RaceWish, find_drafts
-from velollm.autopilot.trial import try_plan
+from velollm.autopilot.trial import Trial, try_plan
 from velollm.autopilot.tuning import Tuning, raced_course, remember, tune
+from velollm.autopilot.twin import MEASURED_ON_TWIN, TwinError, flown_on_twin
 from velollm.backends.base import ModelRef, RunningServer
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_run import Runner
 from velollm.config import Paths, ensure_dir, user_paths
-from velollm.errors import UsageError
+from velollm.errors import UsageError, VeloError
 from velollm.knobs import Knobs
 from velollm.targets.envfile import parse_env
 from velollm.targets.file import FileTarget
+from velollm.tune.heat import Race
 
 __all__ = [
     "Cockpit",
@@ -84,27 +87,59 @@ def fly(order: Order, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> O
             "`velollm bench` measures it as it runs",
         )
     backend = course.backend
-    if isinstance(backend, OllamaBackend) and course.plan.changes and (why := backend.untriable(course.model)):
-        return Outcome(course, course.plan, applied_reason=f"not tried: {why}", advised=True)
-    began_s = time.monotonic()
-    course, raced = raced_course(course, cockpit, order.budget_s)
-    if not course.plan.changes:
+    why = backend.untriable(course.model) if isinstance(backend, OllamaBackend) and course.plan.changes else None
+    if why is None:
+        return _fly(course, cockpit, confirm)
+    assert isinstance(backend, OllamaBackend)
+    untried = Outcome(course, course.plan, applied_reason=f"not tried: {why}", advised=True)
+    if not backend.needs_twin(course.model):
+        return untried
+    try:
+        with flown_on_twin(course, cockpit) as on_twin:
+            return untried if on_twin is None else _fly(on_twin, cockpit, confirm)
+    except TwinError as error:
+        return replace(untried, applied_reason=f"not tried: the model's files cannot be read, and {error.message}")
+
+
+def _fly(course: Course, cockpit: Cockpit, confirm: Callable[[Outcome], bool]) -> Outcome:
+    """The flight from the race on."""
+    course, trial, race = _try(course, cockpit)
+    if trial is None:
         reason = "what is set now already is the plan" if course.current else "the defaults already are the plan"
         return Outcome(course, course.plan, applied_reason=reason)
-    course.places.writes(course.plan.settings)  # what cannot be written is said before the trial, not after it
-    trial = try_plan(course, cockpit, spent_s=time.monotonic() - began_s, raced=raced is not None)
-    if raced is not None:
-        remember(course, raced, trial.result, trial.keep and trial.plan == course.plan, cockpit)
-    race = None if raced is None else raced.race
-    outcome = Outcome(course, trial.plan, trial.result, applied_reason=trial.reason, advised=trial.keep, race=race)
+    reason = f"{trial.reason}; {MEASURED_ON_TWIN}" if course.twin else trial.reason
+    outcome = Outcome(course, trial.plan, trial.result, applied_reason=reason, advised=trial.keep, race=race)
     if not trial.keep:
         return outcome
     if not confirm(outcome):
-        return replace(outcome, applied_reason=f"not applied, because nobody said yes; {trial.reason}")
-    flight = land(course, trial.plan, trial.reason, trial.result)
+        return replace(outcome, applied_reason=f"not applied, because nobody said yes; {reason}")
+    if course.twin:
+        outcome = replace(outcome, before=measure_before(outcome, cockpit))
+    flight = land(course, trial.plan, reason, trial.result)
     if flight is None:
         return replace(outcome, pending=pending_of(course, trial.plan))
     return activate(replace(outcome, applied=True, flight=flight.id), cockpit)
+
+
+def _try(course: Course, cockpit: Cockpit) -> tuple[Course, Trial | None, Race | None]:
+    """The course as a race leaves it, its trial (None where it changes nothing), and the race that was run.
+
+    What goes wrong with a twin is no fault of the user's model.
+    """
+    began_s = time.monotonic()
+    try:
+        course, raced = raced_course(course, cockpit, course.order.budget_s)
+        if not course.plan.changes:
+            return course, None, None
+        course.places.writes(course.plan.settings)  # what cannot be written is said before the trial, not after it
+        trial = try_plan(course, cockpit, spent_s=time.monotonic() - began_s, raced=raced is not None)
+    except VeloError as error:
+        if course.twin:
+            raise TwinError(f"the trial of its twin failed: {error.message}", error.hint) from error
+        raise
+    if raced is not None:
+        remember(course, raced, trial.result, trial.keep and trial.plan == course.plan, cockpit)
+    return course, trial, None if raced is None else raced.race
 
 
 def run_server(argv: Sequence[str], paths: Paths | None = None) -> int:

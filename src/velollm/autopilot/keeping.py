@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from velollm.autopilot.made import STAND_IN
 from velollm.autopilot.order import Cockpit, Course
 from velollm.backends.buffers import parse_build
 from velollm.backends.ollama import OllamaBackend
@@ -36,7 +37,7 @@ def keep_result(
     backend, text = course.backend, _read(log)
     record = make_record(
         result,
-        model=", ".join(dict.fromkeys(other.model.name for other in of_arm.values())),
+        model=", ".join(dict.fromkeys(_name(other) for other in of_arm.values())),
         backend=backend.name,
         facts=course.facts,
         knobs=knobs,
@@ -53,6 +54,10 @@ def keep_result(
     for note in notes:
         cockpit.note(note)
     return record
+
+
+def _name(course: Course) -> str:
+    return f"{STAND_IN}{course.model.name}" if course.twin else course.model.name
 
 
 def _digest(course: Course) -> str | None:

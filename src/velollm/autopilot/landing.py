@@ -155,17 +155,31 @@ def _name(course: Course) -> str:
 
 def confirm(outcome: Outcome, backend: OllamaBackend, cockpit: Cockpit) -> BenchResult | None:
     """The same measure on the user's server as it now runs; None where there was no time for it."""
+    return _measure_own(outcome, backend, cockpit, "applied", "confirming on your own server", seed=1)
+
+
+def measure_before(outcome: Outcome, cockpit: Cockpit) -> BenchResult | None:
+    """The same measure on the user's server as it still runs: what a trial of another file cannot tell of it."""
+    backend = outcome.course.backend
+    assert isinstance(backend, OllamaBackend)
+    # Other prompts than those of `confirm`, which must be in no cache then.
+    return _measure_own(outcome, backend, cockpit, "before", "measuring your own server as it is", seed=2)
+
+
+def _measure_own(
+    outcome: Outcome, backend: OllamaBackend, cockpit: Cockpit, arm: str, text: str, *, seed: int
+) -> BenchResult | None:
     course, trial = outcome.course, outcome.trial
     assert trial is not None
-    name = _name(course)
-    cockpit(0.97, "confirming on your own server")
+    name = course.model.name if arm == "before" else _name(course)
+    cockpit(0.97, text)
     try:
         return run_bench(
-            [Arm("applied", lambda: backend.user_server(name))],
+            [Arm(arm, lambda: backend.user_server(name))],
             same_measure(load_workload(outcome.plan.profile.workload), trial.sizes),
             Budget(min(_CONFIRM_S, course.order.budget_s)),
-            progress=lambda done, _text, left_s: cockpit(done, "confirming on your own server", left_s),
-            seed=1,
+            progress=lambda done, _text, left_s: cockpit(done, text, left_s),
+            seed=seed,
         )
     except OverBudgetError:
         return None
@@ -186,16 +200,15 @@ def same_measure(workload: Workload, sizes: Sizes) -> Workload:
 def _slower_than_before(outcome: Outcome, confirmed: BenchResult) -> str | None:
     """How much slower the server is than before, where that is proved and beyond what the profile accepts.
 
-    Nothing is proved by answers to prompts of another size.
+    Nothing is proved by answers to prompts of another size, nor by those of a twin.
     """
-    trial, profile = outcome.trial, outcome.plan.profile
-    assert trial is not None
-    if (confirmed.sizes.prompt_tokens, confirmed.sizes.decode_tokens) != (
+    trial, profile = outcome.before if outcome.course.twin else outcome.trial, outcome.plan.profile
+    if trial is None or (confirmed.sizes.prompt_tokens, confirmed.sizes.decode_tokens) != (
         trial.sizes.prompt_tokens,
         trial.sizes.decode_tokens,
     ):
         return None
-    before = "current" if "current" in trial.arms else "default"
+    before = next(arm for arm in ("before", "current", "default") if arm in trial.arms)
     ratio = compare_arms((*trial.runs, *confirmed.runs), before, "applied", profile.metric)
     if ratio.verdict != "slower" or ratio.estimate is None or ratio.estimate >= 1 - profile.accepted_price:
         return None

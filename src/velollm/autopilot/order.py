@@ -68,7 +68,8 @@ class Order:
 class Course:
     """Everything that is settled before the trial. ``current``: what is set now; None where nothing is.
 
-    ``kept``: settings of the user's own that the plan leaves alone.
+    ``kept``: settings of the user's own that the plan leaves alone. ``twin``: the made file that is tried in the place
+    of the model's own, which may not be read.
     """
 
     order: Order
@@ -79,6 +80,7 @@ class Course:
     current: Knobs | None
     places: Places
     kept: Knobs = field(default_factory=dict)
+    twin: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,14 @@ class Restart:
 @dataclass(frozen=True)
 class Outcome:
     """How a flight ended. ``plan`` holds what was kept; ``trial`` is what measured it, ``confirmed`` what it did
-    on the user's own server afterwards. ``advised``: the plan is worth applying. ``race``: the one that was run for it.
+    on the user's own server afterwards. ``before``: what that server did before it, where the trial was of a twin.
+    ``advised``: the plan is worth applying. ``race``: the one that was run for it.
     """
 
     course: Course
     plan: Plan
     trial: BenchResult | None = None
+    before: BenchResult | None = None
     confirmed: BenchResult | None = None
     applied: bool = False
     applied_reason: str = ""

@@ -202,6 +202,9 @@ def _checked(course: Course, trial: Trial, cockpit: Cockpit, until_s: float) -> 
     settings = [s for s in backend.render(trial.plan.knobs, course.facts) if s.target in ("environment", "config")]
     if not settings:
         return trial
+    if course.twin:
+        cockpit.note("Whether your other models load with this environment was not tried: their files may not be read.")
+        return trial
     cockpit(0.95, "checking that the other models still load")
     failed = backend.failing_models(
         course.model,

@@ -125,13 +125,21 @@ class OllamaBackend(Backend):
             return f"the server at {self.url} is on another machine, so no private trial server can be started there"
         if self.binary is None:
             return "the ollama program is not on this machine (a container?), so no private trial server can be started"
-        directory = self.models_dir(model)
-        if directory is None or model.path is None or not os.access(directory, os.R_OK | os.X_OK):
+        if not self.may_read(model):
             return (
-                "the model's files cannot be read: join the server's group, run this one command with sudo, or try a "
-                f"twin of it (`velollm synth --like {model.name} -o twin.gguf`, then `velollm optimize twin.gguf`)"
+                "the model's files cannot be read: join the server's group, run this one command with sudo, or let "
+                f"`velollm optimize {model.name}` try a twin of it"
             )
         return None
+
+    def may_read(self, model: ModelRef) -> bool:
+        """May a private server, which runs as we do, read the model's files?"""
+        directory = self.models_dir(model)
+        return model.path is not None and directory is not None and os.access(directory, os.R_OK | os.X_OK)
+
+    def needs_twin(self, model: ModelRef) -> bool:
+        """Could all be tried here, but that the model's files may not be read?"""
+        return is_local(self.url) and self.version is not None and self.binary is not None and not self.may_read(model)
 
     def forget(self) -> None:
         """The server was restarted: what was read of it is no longer true."""

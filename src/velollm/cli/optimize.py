@@ -124,7 +124,9 @@ def _print_trial(outcome: Outcome) -> None:
         out.print("\nRaced around the plan, each against what led then, 90% intervals:\n")
         out.print(render_race(outcome.race))
     if outcome.trial is not None:
-        out.print(f"\n{outcome.course.model.name} on the {outcome.course.backend.name} engine, 95% intervals:\n")
+        name = outcome.course.model.name
+        name = f"A twin of {name}" if outcome.course.twin else name
+        out.print(f"\n{name} on the {outcome.course.backend.name} engine, 95% intervals:\n")
         out.print(render_comparison(outcome.trial))
     out.print("\nThe plan:\n")
     out.print(render_choices(outcome.plan))
@@ -218,10 +220,12 @@ def _document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
         **document,
         "race": race_fields(outcome.race) if outcome.race else None,
         "trial": result_fields(outcome.trial) if outcome.trial else None,
+        "twin": str(course.twin) if course.twin else None,
         "applied": outcome.applied,
         "applied_reason": outcome.applied_reason,
         "pending": [asdict(item) for item in outcome.pending],
         "restart": asdict(outcome.restart) if outcome.restart else None,
+        "before": result_fields(outcome.before) if outcome.before else None,
         "confirmed": result_fields(outcome.confirmed) if outcome.confirmed else None,
         "flight": outcome.flight,
     }

@@ -46,7 +46,8 @@ class Calibration:
         own = self.measured.get((model.architecture, model.tensor_bytes, on_gpu))
         if own is not None and own.decode_tokens_per_s is not None:
             speed = own.decode_tokens_per_s
-            return Estimated(speed, speed, speed, "measured", f"measured here on {own.taken_at[:10]}"), ttft
+            what = " on a made model of its shape" if own.model.made else ""
+            return Estimated(speed, speed, speed, "measured", f"measured here{what} on {own.taken_at[:10]}"), ttft
         if decode is None or on_gpu not in self.factors:
             return decode, ttft
         factor, count = self.factors[on_gpu]

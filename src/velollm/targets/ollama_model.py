@@ -51,6 +51,20 @@ def parse_parameters(text: str) -> Parameters:
     return sorted([pair[0], pair[1]] for pair in pairs if len(pair) == 2)
 
 
+def parameters_of_text(text: str) -> dict[str, object]:
+    """The same text as `/api/create` takes it: typed values, ``stop`` as a list; without those that have no value."""
+    found: dict[str, object] = {}
+    for name, value in parse_parameters(text):
+        typed = _typed(value)
+        if name == "stop":
+            earlier = found.setdefault(name, [])
+            assert isinstance(earlier, list)
+            earlier.append(typed)
+        elif typed is not None:
+            found[name] = typed
+    return found
+
+
 def merge_parameters(parameters: Parameters, changes: Mapping[str, str]) -> Parameters:
     """Parameters as `/api/create` leaves them: a new value replaces every old one of that name."""
     kept = [pair for pair in parameters if pair[0] not in changes]

@@ -18,6 +18,7 @@ from velollm import __version__
 from velollm.discover import load_modules
 from velollm.doctor.diagnose import load_checks
 from velollm.knobs import KNOBS
+from velollm.models.synthetic import TINY, ensure_model
 from velollm.plan import load_rules
 
 COMMANDS = (
@@ -59,13 +60,25 @@ def test_no_arguments_is_the_help() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, run_cli("--help").stdout, "")
 
 
+def imported_by(*arguments: str | Path) -> set[str]:
+    """The packages that a command line imports."""
+    argv = [sys.executable, "-X", "importtime", "-m", "velollm", *map(str, arguments)]
+    done = subprocess.run(argv, env=program_environ(), capture_output=True, text=True, timeout=30, check=True)
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",)])
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
-    argv = [sys.executable, "-X", "importtime", "-m", "velollm", *arguments]
-    done = subprocess.run(argv, env=program_environ(), capture_output=True, text=True, timeout=30, check=True)
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    imported = imported_by(*arguments)
     assert "velollm" in imported
     assert imported & HEAVY == set()
+
+
+def test_an_estimate_imports_what_it_needs(tmp_path: Path) -> None:
+    """Its answer is to be there in a moment: schemas, tables of the catalog and drawn text take longer than it."""
+    model = ensure_model(TINY, tmp_path)
+    assert imported_by("estimate", model, "--json") & HEAVY == set()
+    assert imported_by("estimate", model) & HEAVY == {"rich"}
 
 
 def test_version() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from velollm.bench.history import Record, read_history
 from velollm.errors import VeloError
 from velollm.facts import Facts, PastFlight
@@ -24,7 +22,7 @@ def parse_past(record: Record) -> PastFlight | None:
     """The machine of a record; None where its facts are of another version of VeloLLM."""
     try:
         facts = Facts.model_validate(record.facts)
-    except ValidationError:
+    except ValueError:
         return None
     name = facts.cpu.model_name if facts.cpu else None
     drivers = {gpu.driver_version for gpu in facts.gpus or () if gpu.driver_version}

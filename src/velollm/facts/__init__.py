@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import Field
-
-from velollm.facts.base import Frozen
+from velollm.facts.base import NOTHING, Frozen
 from velollm.facts.model import MadeFacts, MlaFacts, ModelFacts, PartFacts, SsmFacts
 from velollm.facts.server import (
     EngineFacts,
@@ -288,10 +286,10 @@ class Facts(Frozen):
     wsl: bool | None = None
     unified_memory: bool | None = None
     not_metal: bool | None = None
-    libraries: Mapping[str, bool] = Field(default_factory=dict)
-    devices: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    libraries: Mapping[str, bool] = NOTHING
+    devices: Mapping[str, tuple[str, ...]] = NOTHING
     environment: Mapping[str, str] | None = None
     server: ServerFacts | None = None
     logs: Mapping[str, LogFacts] | None = None
     model: ModelFacts | None = None
-    sources: Mapping[str, str] = Field(default_factory=dict)
+    sources: Mapping[str, str] = NOTHING

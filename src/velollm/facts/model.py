@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import Field
-
-from velollm.facts.base import Frozen
+from velollm.facts.base import NOTHING, Frozen
 
 
 class MlaFacts(Frozen):
@@ -57,8 +55,8 @@ class PartFacts(Frozen):
 
     bytes: int
     largest_bytes: int | None = None
-    matrices: Mapping[str, int] = Field(default_factory=dict)
-    spans: Mapping[str, tuple[int, int]] = Field(default_factory=dict)
+    matrices: Mapping[str, int] = NOTHING
+    spans: Mapping[str, tuple[int, int]] = NOTHING
 
 
 class ModelFacts(Frozen):
@@ -113,5 +111,5 @@ class ModelFacts(Frozen):
     output_part: PartFacts | None = None
     projector_bytes: int | None = None
     tied_embeddings: bool | None = None
-    bytes_by_type: Mapping[str, int] = Field(default_factory=dict)
+    bytes_by_type: Mapping[str, int] = NOTHING
     made: MadeFacts | None = None

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field
-
 from velollm.facts import Frozen
+from velollm.facts.base import NOTHING
 
 
 class MlaShape(Frozen):
@@ -91,14 +90,14 @@ class CatalogModel(Frozen):
     license: str
     released: str | None = None
     default_quant: str | None = None
-    file_bytes: Mapping[str, int] = Field(default_factory=dict)
-    file_gb: Mapping[str, float] = Field(default_factory=dict)
-    tags: Mapping[str, str] = Field(default_factory=dict)
-    stored_as: Mapping[str, str] = Field(default_factory=dict)
+    file_bytes: Mapping[str, int] = NOTHING
+    file_gb: Mapping[str, float] = NOTHING
+    tags: Mapping[str, str] = NOTHING
+    stored_as: Mapping[str, str] = NOTHING
     output_in_file: bool = False
     mtp_in_file: bool = True
     basis: Literal["config", "page", "memory"]
-    disputed: Mapping[str, str] = Field(default_factory=dict)
+    disputed: Mapping[str, str] = NOTHING
     source: str
 
     @property

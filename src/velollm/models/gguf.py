@@ -71,7 +71,7 @@ def model_facts(header: GgufHeader, name: str) -> ModelFacts:
         facts["expert_layers"] = _expert_layers(header.tensors, layers)
         facts.update(weight_parts(header.tensors, layers, min(mtp_layers, _MAX_LAYERS)))
     # Nothing here is validated: every type is right by now, and making a schema takes longer than all the rest.
-    return ModelFacts.model_construct(None, **facts)
+    return ModelFacts.model_construct(**facts)
 
 
 def _shape(header: GgufHeader, architecture: str) -> dict[str, object]:
@@ -194,7 +194,7 @@ def _ssm(keys: _Keys) -> SsmFacts | None:
     values = {name: keys.number(f"ssm.{name}") for name in names}
     if all(value is None for value in values.values()):
         return None
-    return SsmFacts.model_construct(None, **values)
+    return SsmFacts.model_construct(**values)
 
 
 def _vocab(header: GgufHeader, architecture: str | None) -> int | None:

@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
 from velollm.bench.history import Record
 from velollm.bench.stats import summarise
 from velollm.facts import Facts, ModelFacts
@@ -78,7 +76,7 @@ def _measured(record: Record, facts: Facts) -> Measured | None:
         return None
     try:
         then = Facts.model_validate(record.facts)
-    except ValidationError:
+    except ValueError:
         # Facts of another version of this program.
         return None
     if then.model is None or _hardware(then) != _hardware(facts):

@@ -339,8 +339,9 @@ class Profile:
     ``accepted_price``: by how much the deciding ratio may be proved lower for what the plan enables
     (0.1 = a tenth), because that is what this profile is for. ``may_shrink_context``: the wanted
     context counts even where it is smaller than the engine's own. A model is recommended that decodes at least
-    ``decode_floor_tokens_per_s`` for one user and has the ``capabilities``; time to its first token is told for a
-    prompt of ``prompt_tokens``.
+    ``decode_floor_tokens_per_s`` for one user and has the ``capabilities``; one that is made for one thing alone only
+    where that is among the ``purposes``, or nothing else suits. Time to its first token is told for a prompt of
+    ``prompt_tokens``.
     """
 
     name: str
@@ -359,6 +360,7 @@ class Profile:
     prompt_tokens: int = 512
     capabilities: tuple[str, ...] = ()
     objective: Literal["turn", "aggregate"] = "turn"
+    purposes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

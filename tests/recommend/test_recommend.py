@@ -18,7 +18,7 @@ from velollm.errors import VeloError
 from velollm.facts import Facts
 from velollm.knobs import Wish
 from velollm.models.accelerators import fill_from_table
-from velollm.models.catalog import find_catalog_choice, find_catalog_model
+from velollm.models.catalog import find_catalog_choice, find_catalog_model, load_catalog
 from velollm.models.speed import Estimated
 from velollm.plan import load_profile
 from velollm.probe.hardware import parse_hardware
@@ -244,3 +244,40 @@ def test_no_server_is_a_clear_error() -> None:
     with pytest.raises(VeloError, match="broke off"):
         pull_model(api, "m", lambda _text, _done: None)
     api.close()
+
+
+MADE_FOR_CODE = ("coder", "code", "devstral", "codellama", "starcoder", "codestral")
+MADE_FOR_PICTURES = ("-vl", "llava")
+
+
+@pytest.mark.parametrize("machine_text", ["64 GB RAM, 83 GB/s, Ryzen 9 7950X", "16 GB RAM, RTX 4070 12 GB", "8 x H200"])
+def test_a_model_that_is_made_for_code_is_not_for_chat(machine_text: str) -> None:
+    for profile in ("chat", "team", "throughput", "low-memory"):
+        found = recommend(machine_text, profile=profile)
+        assert found.best is not None
+        for option in (found.best, *found.others):
+            assert not any(word in option.name for word in (*MADE_FOR_CODE, *MADE_FOR_PICTURES)), option.name
+
+
+def test_a_model_that_is_made_for_code_is_for_code_and_agents() -> None:
+    for profile in ("code", "agent"):
+        found = recommend("48 GB RAM, RTX 4090 24 GB", profile=profile)
+        assert found.best is not None
+        names = [option.name for option in (found.best, *found.others)]
+        assert any(word in name for name in names for word in MADE_FOR_CODE), names
+        assert not any(word in name for name in names for word in MADE_FOR_PICTURES), names
+
+
+def test_a_model_that_is_made_for_something_else_is_better_than_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    coders = tuple(row for row in load_catalog() if row.purpose == "code")
+    monkeypatch.setattr("velollm.recommend.choose.load_catalog", lambda: coders)
+    found = recommend("16 GB RAM, RTX 4070 12 GB", profile="chat")
+    assert found.best is not None
+    assert "coder" in found.best.name
+
+
+def test_every_model_with_such_a_name_says_what_it_is_made_for() -> None:
+    for row in load_catalog():
+        words = f"{row.id} {row.ollama[:1]}"
+        expected = "code" if any(word in words for word in MADE_FOR_CODE) else None
+        assert row.purpose == ("vision" if "-vl" in words else expected), row.id

@@ -87,6 +87,7 @@ class CatalogModel(Frozen):
     experts: ExpertShape | None = None
     per_layer_embedding: EmbeddingShape | None = None
     capabilities: tuple[str, ...] = ()
+    purpose: Literal["code", "vision"] | None = None
     license: str
     released: str | None = None
     default_quant: str | None = None

@@ -39,27 +39,45 @@ class Recommendation:
 def recommend_of_catalog(facts: Facts, wish: Wish, speeds: Speeds, calibration: Calibration) -> Recommendation:
     """The newest of the largest models of the Ollama library that suit machine and profile, and others after it.
 
-    Models of at least four fifths of the largest one's weights count as equally large.
+    Models of at least four fifths of the largest one's weights count as equally large. One that is made for something
+    else than the profile is for (code, pictures) is recommended only where no other suits.
     """
+    rows = sorted((row for row in load_catalog() if _could_serve(row, wish.profile)), key=_rank, reverse=True)
+    purposes = (None, *wish.profile.purposes)
+    found, left_out = _fast_enough([r for r in rows if r.purpose in purposes], facts, wish, speeds, calibration)
+    if not found:
+        others = [row for row in rows if row.purpose not in purposes]
+        found, more = _fast_enough(others, facts, wish, speeds, calibration)
+        left_out = sorted((*left_out, *more), key=lambda item: _rank(item[0]), reverse=True)
+    misfits = [misfit for _, misfit in left_out]
+    if not found:
+        return _nothing(wish.profile, misfits)
+    alike = [option for option in found if _parameters(option) >= _ALIKE * _parameters(found[0])]
+    best = max(alike, key=lambda option: (option.choice.row.released or "") if option.choice else "")
+    others_found = [option for option in found if option is not best][: _SHOWN - 1]
+    why = _why(best, wish.profile, "newest of the largest models")
+    return Recommendation(wish.profile, best, tuple(others_found), tuple(misfits[-_SHOWN:]), why)
+
+
+def _could_serve(row: CatalogModel, profile: Profile) -> bool:
+    return bool(row.ollama) and not set(profile.capabilities) - set(row.capabilities)
+
+
+def _fast_enough(
+    rows: Sequence[CatalogModel], facts: Facts, wish: Wish, speeds: Speeds, calibration: Calibration
+) -> tuple[list[Option], list[tuple[CatalogModel, Misfit]]]:
+    """The largest of these models that suit, each in its best format, and those that were left out before them."""
     found: list[Option] = []
-    left_out: list[Misfit] = []
-    for row in sorted(load_catalog(), key=_rank, reverse=True):
-        if not row.ollama or set(wish.profile.capabilities) - set(row.capabilities):
-            continue
+    left_out: list[tuple[CatalogModel, Misfit]] = []
+    for row in rows:
         if len(found) >= _SHOWN and row.parameters < _ALIKE * _parameters(found[0]):
             break
         best, misfit = _best_of_row(row, facts, wish, speeds, calibration)
         if best is not None:
             found.append(best)
         elif misfit is not None:
-            left_out.append(misfit)
-    if not found:
-        return _nothing(wish.profile, left_out)
-    alike = [option for option in found if _parameters(option) >= _ALIKE * _parameters(found[0])]
-    best = max(alike, key=lambda option: (option.choice.row.released or "") if option.choice else "")
-    others = [option for option in found if option is not best][: _SHOWN - 1]
-    why = _why(best, wish.profile, "newest of the largest models")
-    return Recommendation(wish.profile, best, tuple(others), tuple(left_out[-_SHOWN:]), why)
+            left_out.append((row, misfit))
+    return found, left_out
 
 
 def _nothing(profile: Profile, left_out: Sequence[Misfit]) -> Recommendation:

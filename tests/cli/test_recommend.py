@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_ollama import fake_ollama
+from tests.fake_ollama import FakeOllama, fake_ollama
 from tests.program import document, one_error, run_cli
 from tests.shared import shared_dir
+from velollm.cli import run_app
 from velollm.config import user_paths
 from velollm.probe.machine import probe_machine
 from velollm.probe.speedtest import MachineSpeed, machine_key
@@ -89,10 +90,15 @@ def test_a_wrong_hardware_file(tmp_path: Path) -> None:
     assert "16 GB RAM" in hint
 
 
+def offline(fake: FakeOllama) -> dict[str, str]:
+    """The way to a fake, and none to the library's registry."""
+    return {"OLLAMA_HOST": fake.url, "HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "127.0.0.1"}
+
+
 def test_pulling_without_network_fails_cleanly() -> None:
     keep_speed()
     with fake_ollama() as fake:
-        done = run_cli("recommend", "smollm2:135m@f16", "--yes", environ={"OLLAMA_HOST": fake.url})
+        done = run_cli("recommend", "smollm2:135m@f16", "--yes", environ=offline(fake))
         assert done.returncode == 1
         errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
         assert len(errors) == 1
@@ -104,11 +110,11 @@ def test_a_recommended_model_is_pulled_after_a_yes() -> None:
     keep_speed()
     with fake_ollama() as fake:
         fake.library.add("smollm2:135m")
-        done = run_cli("recommend", "smollm2:135m@f16", "--yes", "--json", environ={"OLLAMA_HOST": fake.url})
+        done = run_cli("recommend", "smollm2:135m@f16", "--yes", "--json", environ=offline(fake))
         assert done.returncode == 0, done.stderr
         assert document(done)["done"] is True
         assert fake.bodies("/api/pull") == [{"model": "smollm2:135m"}]
-        again = run_cli("recommend", "smollm2:135m@f16", environ={"OLLAMA_HOST": fake.url})
+        again = run_cli("recommend", "smollm2:135m@f16", environ=offline(fake))
         assert "It is installed" in again.stdout
         assert len(fake.bodies("/api/pull")) == 1
 
@@ -118,7 +124,32 @@ def test_without_a_yes_nothing_is_pulled() -> None:
     keep_speed()
     with fake_ollama() as fake:
         fake.library.add("smollm2:135m")
-        done = run_cli("recommend", "smollm2:135m@f16", environ={"OLLAMA_HOST": fake.url})
+        done = run_cli("recommend", "smollm2:135m@f16", environ=offline(fake))
         assert done.returncode == 0, done.stderr
         assert fake.bodies("/api/pull") == []
         assert "measured here on 2026-11-25" in done.stdout
+
+
+def test_what_the_library_has_no_more_gives_the_next_best(
+    fake: FakeOllama, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_speed()
+    monkeypatch.setenv("OLLAMA_HOST", fake.url)
+    fake.library.update({"smollm2:135m", "smollm2:135m-instruct-q8_0"})
+    asked: list[str] = []
+
+    def is_in_library(name: str) -> bool:
+        asked.append(name)
+        return len(asked) > 1
+
+    monkeypatch.setattr("velollm.recommend.finder.is_in_library", is_in_library)
+    assert run_app(["recommend", "smollm2:135m", "--yes"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert len(asked) == 2
+    assert f"The Ollama library has no {asked[0]}. Next best, {asked[1]}. To get it (" in told
+    assert told.endswith(f"{asked[1]} is there: ollama run {asked[1]}")
+    assert fake.bodies("/api/pull") == [{"model": asked[1]}]
+    monkeypatch.setattr("velollm.recommend.finder.is_in_library", lambda _: False)
+    assert run_app(["recommend", "tinyllama:1.1b", "--yes", "--json"]) == 1
+    assert "the Ollama library has none of the recommended models" in capsys.readouterr().err
+    assert len(fake.bodies("/api/pull")) == 1

@@ -27,6 +27,7 @@ from velollm.recommend.finder import Finder
 from velollm.recommend.get import Way, check_space, made_name, way_to
 from velollm.recommend.history import Calibration, Measured, calibrate
 from velollm.recommend.options import device_speeds
+from velollm.report.recommend import render_way
 from velollm.rules.room import as_idle
 
 
@@ -189,6 +190,7 @@ def test_ways_to_a_model() -> None:
     assert made is not None
     assert there is not None
     assert (pull.kind, pull.command) == ("pull", "ollama pull llama3.1:8b-instruct-q8_0")
+    assert f"GiB, in the library on {pull.listed}): ollama pull" in render_way(pull)
     assert there.kind == "installed"
     # The library's own name would be taken, so the one that is made here is the same file under it.
     assert (made.kind, made.source, made.name) == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,10 +17,11 @@ from velollm.cli.shared import (
     meter,
     print_json,
 )
-from velollm.errors import UsageError
+from velollm.errors import UsageError, VeloError
 
 if TYPE_CHECKING:
     from velollm.recommend.finder import Answer, Finder
+    from velollm.recommend.get import Way
 
 
 def command(
@@ -50,17 +52,19 @@ def command(
     if yes and hardware is not None:
         raise UsageError("--yes gets a model for this machine, not for a described one", "leave out one of the two")
     err = console(stderr=True)
-    finder = Finder(
-        user_paths(), load_profile(profile), hardware, note=lambda text: err.print(text, style="dim", soft_wrap=True)
-    )
-    answer = finder.find(model)
-    if not json_:
-        _print(answer)
-    done = _get(finder, answer, yes=yes, quiet=json_)
+
+    def note(text: str) -> None:
+        err.print(text, style="dim", soft_wrap=True)
+
+    with closing(Finder(user_paths(), load_profile(profile), hardware, note=note)) as finder:
+        answer = finder.find(model)
+        if not json_:
+            _print(answer)
+        got = _get(finder, answer, yes=yes, quiet=json_)
     if json_:
         from velollm.report.recommend import recommendation_fields
 
-        print_json({**recommendation_fields(answer), "done": done})
+        print_json({**recommendation_fields(answer), "done": got is not None, "got": got})
 
 
 def _print(answer: Answer) -> None:
@@ -72,23 +76,36 @@ def _print(answer: Answer) -> None:
         out.print(f"\n{render_way(answer.way)}", soft_wrap=True)
 
 
-def _get(finder: Finder, answer: Answer, *, yes: bool, quiet: bool) -> bool:
-    """Get the model where that was said; was it got?"""
+def _get(finder: Finder, answer: Answer, *, yes: bool, quiet: bool) -> str | None:
+    """Get the model where that was said, else the next best that the library has; the name of what was got."""
+    from velollm.report.recommend import render_way
+
+    if answer.way is None or answer.way.kind == "installed" or finder.hardware is not None:
+        return None
+    if not yes and (quiet or not is_interactive()):
+        return None
+    out = console(stderr=quiet)
+    for number, way in enumerate((answer.way, *answer.next_ways)):
+        if number:
+            out.print(f"Next best, {way.name}. {render_way(way)}", soft_wrap=True, markup=False)
+        if way.kind == "installed" or (not yes and not ask(f"Get {way.name} now?")):
+            return None
+        if finder.is_gone(way):
+            out.print(f"The Ollama library has no {way.name}.", soft_wrap=True, markup=False)
+            continue
+        _take(finder, answer, way)
+        if not quiet:
+            out.print(f"{way.name} is there: ollama run {way.name}", soft_wrap=True, markup=False)
+        return way.name
+    raise VeloError("the Ollama library has none of the recommended models", "see ollama.com for what it has")
+
+
+def _take(finder: Finder, answer: Answer, way: Way) -> None:
     from velollm.recommend.get import check_space, take
 
-    way = answer.way
-    if way is None or way.kind == "installed" or finder.hardware is not None:
-        return False
-    if not yes and (quiet or not is_interactive()):
-        return False
     note = check_space(way, answer.models_dir)
-    if not yes and not ask(f"Get {way.name} now?"):
-        return False
     finder.require_server()
     with meter() as bar:
         if note:
             bar.note(f"Note: {note}.")
         take(way, finder.backend.api, lambda text, done: bar(done or 0.0, text))
-    if not quiet:
-        console().print(f"{way.name} is there: ollama run {way.name}", soft_wrap=True)
-    return True

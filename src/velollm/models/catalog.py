@@ -14,7 +14,7 @@ from velollm.facts import MlaFacts, ModelFacts, SsmFacts
 from velollm.models.catalog_row import CatalogModel
 from velollm.models.formats import Format, find_format, load_formats
 from velollm.models.weights import catalog_weights
-from velollm.models.yamlfile import load_rows
+from velollm.models.yamlfile import load_rows, load_value
 
 _DEFAULT_FORMAT = "q4_K_M"
 _SEPARATOR = "@"
@@ -53,6 +53,11 @@ def load_catalog() -> tuple[CatalogModel, ...]:
         VeloError: the table that ships with the program is missing or broken.
     """
     return tuple(CatalogModel.model_validate(row) for row in load_rows("models", "models"))
+
+
+def catalog_listed() -> str:
+    """The day of the library's listing that the catalog's names are from."""
+    return str(load_value("models", "listed"))
 
 
 def catalog_names() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_defaults import ollama_default_knobs
+from velollm.backends.ollama_library import is_in_library
 from velollm.bench.history import read_history
 from velollm.config import Paths
 from velollm.errors import UsageError, VeloError
@@ -45,7 +46,8 @@ _PLAIN = frozenset({"f16", "bf16", "f32"})
 class Answer:
     """A recommendation with what it was made from. ``way`` None: the model cannot be got by itself.
 
-    ``measured``: this machine's rates; None for a described machine.
+    ``next_ways`` are those to the other options, best first. ``measured``: this machine's rates; None for a described
+    machine.
     """
 
     facts: Facts
@@ -53,6 +55,7 @@ class Answer:
     measured: MachineSpeed | None
     recommendation: Recommendation
     way: Way | None
+    next_ways: tuple[Way, ...] = ()
     models_dir: Path | None = None
 
 
@@ -89,8 +92,20 @@ class Finder:
         else:
             source, variants = self._installed(model)
             found = recommend_format_of(variants, facts, wish, speeds, calibration)
-        way = None if found.best is None else way_to(found.best, self._tags(), source=source)
-        return Answer(facts, speeds, measured, found, way, self._models_dir(facts))
+        tags = self._tags()
+        way = None if found.best is None else way_to(found.best, tags, source=source)
+        others = (way_to(option, tags, source=source) for option in found.others)
+        next_ways = tuple(other for other in others if other is not None)
+        return Answer(facts, speeds, measured, found, way, next_ways, self._models_dir(facts))
+
+    def is_gone(self, way: Way) -> bool:
+        """Does the library say that it does not have the model (any more)? One that cannot be asked does not."""
+        return way.kind == "pull" and is_in_library(way.name) is False
+
+    def close(self) -> None:
+        """Close the connections to the server."""
+        if "api" in vars(self.backend):
+            self.backend.api.close()
 
     def require_server(self) -> None:
         """Raise `VeloError` where no server answers."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from velollm.backends.ollama_get import MAKES, Report, pull_model, quantize_model
 from velollm.backends.ollama_http import OllamaApi
 from velollm.errors import VeloError
-from velollm.models.catalog import CatalogChoice, find_catalog_choice
+from velollm.models.catalog import CatalogChoice, catalog_listed, find_catalog_choice
 from velollm.recommend.options import Option
 from velollm.units import render_bytes
 
@@ -25,7 +25,8 @@ _RESERVE_BYTES = 1024**3
 class Way:
     """One way to get a model. ``name``: what it will be called in Ollama; ``source``: the model it is made of.
 
-    ``command``: what a person types for it; ``needs_bytes``: disk space (None: unknown).
+    ``command``: what a person types for it; ``needs_bytes``: disk space (None: unknown). ``listed``: the day when the
+    library was known to have it.
     """
 
     kind: Literal["installed", "pull", "quantize"]
@@ -34,6 +35,7 @@ class Way:
     source: str | None = None
     format: str | None = None
     needs_bytes: int | None = None
+    listed: str | None = None
 
 
 def way_to(option: Option, installed: Iterable[Mapping[str, Any]], *, source: str | None = None) -> Way | None:
@@ -53,7 +55,7 @@ def way_to(option: Option, installed: Iterable[Mapping[str, Any]], *, source: st
         command = f"echo 'FROM {plain}' > Modelfile && ollama create {name} --quantize {option.format}"
         return Way("quantize", name, command, plain, option.format, option.download_bytes)
     if wanted is not None and option.choice is not None:
-        return Way("pull", wanted, f"ollama pull {wanted}", needs_bytes=option.download_bytes)
+        return Way("pull", wanted, f"ollama pull {wanted}", needs_bytes=option.download_bytes, listed=catalog_listed())
     return None
 
 

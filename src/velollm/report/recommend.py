@@ -75,8 +75,11 @@ def render_way(way: Way | None) -> str:
     if way is None:
         return "The Ollama library is not known to have it in this format."
     words = {"installed": "It is installed", "pull": "To get it", "quantize": "To make it of the one that is there"}
-    size = f" ({render_bytes(way.needs_bytes)})" if way.needs_bytes else ""
-    return f"{words[way.kind]}{size}: {way.command}"
+    notes = [render_bytes(way.needs_bytes)] if way.needs_bytes else []
+    # Asked of the library itself only after a yes.
+    notes += [f"in the library on {way.listed}"] if way.listed else []
+    noted = f" ({', '.join(notes)})" if notes else ""
+    return f"{words[way.kind]}{noted}: {way.command}"
 
 
 def recommendation_fields(answer: Answer) -> dict[str, Any]:

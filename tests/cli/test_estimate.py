@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.fake_ollama import FakeOllama
 from tests.models.files import write_gguf
 from tests.program import document, one_error, run_cli
+from tests.shared import shared_dir
 from velollm.models.synthetic import TINY, ensure_model
 from velollm.units import GIB
 
@@ -29,7 +31,7 @@ def estimated(*arguments: str) -> dict[str, Any]:
 
 def test_one_document_with_the_sums_of_its_parts(tiny: Path) -> None:
     found = estimated(str(tiny), "--context", "4096", "--slots", "2")
-    assert list(found) == ["schema_version", "devices", "total_bytes", "prompt_cache_bytes"]
+    assert list(found) == ["schema_version", "devices", "total_bytes", "prompt_cache_bytes", "source"]
     assert (found["schema_version"], found["prompt_cache_bytes"]) == (1, 8 * GIB)
     for device in found["devices"]:
         assert list(device) == ["device", *(f"{part}_bytes" for part in PARTS), "total_bytes", "basis"]
@@ -44,6 +46,23 @@ def test_a_file_is_taken_as_llama_cpp_takes_it(tiny: Path) -> None:
     spelled = ("--context", "8192", "--slots", "1", "--kv", "f16", "--batch", "2048", "--ubatch", "512")
     assert plain == estimated(str(tiny), *spelled, "--load-mode", "mmap", "--backend", "llamacpp")
     assert plain != estimated(str(tiny), *spelled, "--load-mode", "none")
+
+
+def test_a_model_whose_file_cannot_be_read_is_taken_as_its_server_shows_it(fake: FakeOllama) -> None:
+    environ = {"OLLAMA_HOST": fake.url}
+    found = document(run_cli("estimate", "tiny-python", "--context", "2048", "--json", environ=environ))
+    assert found["source"] == "server"
+    file = shared_dir("models") / "tiny-python-5m-f16.gguf"
+    flags = ("--context", "2048", "--backend", "ollama")
+    by_file = estimated(str(file), *flags)
+    assert by_file["source"] == "file"
+    # The recorded list of tensors is that of this very file.
+    assert found["devices"] == by_file["devices"]
+    text = run_cli("estimate", "tiny-python", environ=environ)
+    assert "what the Ollama server shows of the model" in " ".join(text.stdout.split())
+    error, _ = one_error(run_cli("estimate", "absent:1b", environ=environ))
+    assert "there is no model 'absent:1b'" in error
+    assert document(run_cli("estimate", "llama3.2:1b", "--json", environ=environ))["source"] == "catalog"
 
 
 def test_an_ollama_name_is_taken_as_ollama_takes_it(

@@ -112,4 +112,5 @@ def _fields(answer: Answer) -> dict[str, Any]:
         "devices": [device_fields(device) for device in answer.estimate.devices],
         "total_bytes": answer.estimate.total_bytes,
         "prompt_cache_bytes": answer.estimate.prompt_cache_bytes,
+        "source": answer.source,
     }

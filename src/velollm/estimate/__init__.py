@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from velollm.errors import VeloError
 from velollm.estimate.arithmetic import calculate
@@ -46,13 +46,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The estimate, and what it is for. ``unknown``: what is in no number."""
+    """The estimate, what it is for, and what told the model's facts. ``unknown``: what is in no number."""
 
     model: ModelFacts
     backend: str
     knobs: Knobs
     estimate: MemoryEstimate
     unknown: tuple[str, ...] = ()
+    source: Literal["file", "server", "catalog"] = "file"
 
 
 def estimate(question: Question, data: Path) -> Answer:
@@ -74,11 +75,11 @@ def estimate(question: Question, data: Path) -> Answer:
                 "an engine can be asked for one model on this machine only", "leave out --draft, --hardware or --basis"
             )
         measured = ask_engine(backend, question.model, found, knobs, machine, data)
-        return Answer(found.facts, backend, knobs, _with_cache(measured), _unknown(found))
+        return Answer(found.facts, backend, knobs, _with_cache(measured), _unknown(found), found.source)
     calculated = calculate(found.facts, knobs, machine, draft=None if draft is None else draft.facts)
     if calculated is None:
         raise _not_known(found.facts, None if draft is None else draft.facts)
-    return Answer(found.facts, backend, knobs, _with_cache(calculated), _unknown(found))
+    return Answer(found.facts, backend, knobs, _with_cache(calculated), _unknown(found), found.source)
 
 
 def _machine(hardware: Path | None) -> Facts:
@@ -118,7 +119,7 @@ def _unknown(found: Found) -> tuple[str, ...]:
     notes = ["the engine's own program, stacks and libraries"]
     if found.facts.projector_bytes:
         notes.append("buffers for pictures")
-    return tuple(notes)
+    return (*notes, *found.unknown)
 
 
 def _not_known(model: ModelFacts, draft: ModelFacts | None) -> VeloError:

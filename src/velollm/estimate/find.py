@@ -1,4 +1,4 @@
-"""From a model's name to its facts: a GGUF file, an Ollama model, or one of the catalog that is not here."""
+"""From a model's name to its facts: a GGUF file, a model of Ollama (its file, else its server), or of the catalog."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from velollm.errors import VeloError
 from velollm.facts import ModelFacts
@@ -14,15 +15,20 @@ from velollm.models.gguf import model_facts, read_gguf
 
 @dataclass(frozen=True)
 class Found:
-    """A model's facts, the file they are from (None: it is not here), and the backend that such names belong to."""
+    """A model's facts, the file they are from (None: it is not here), and the backend that such names belong to.
+
+    ``source``: what told the facts. ``unknown``: what it did not tell.
+    """
 
     facts: ModelFacts
     path: Path | None
     backend: str
+    source: Literal["file", "server", "catalog"] = "file"
+    unknown: tuple[str, ...] = ()
 
 
 def find_facts(name: str, environ: Mapping[str, str] | None = None, home: Path | None = None) -> Found:
-    """The model of that name. A path that exists is a file, then come Ollama's store, and the catalog.
+    """The model of that name. A path that exists is a file, then come Ollama's store, its server, and the catalog.
 
     Raises:
         VeloError: there is none, or its file cannot be read.
@@ -32,8 +38,10 @@ def find_facts(name: str, environ: Mapping[str, str] | None = None, home: Path |
         return Found(model_facts(read_gguf(path), name), path, "llamacpp")
     if (found := _find_in_ollama(name, environ or os.environ, home or Path.home())) is not None:
         return found
+    if (shown := _ask_server(name, environ or os.environ)) is not None:
+        return shown
     if (facts := _find_in_catalog(name)) is not None:
-        return Found(facts, None, "ollama")
+        return Found(facts, None, "ollama", "catalog")
     raise VeloError(
         f"there is no model '{name}'",
         "give the path of a .gguf file, an installed Ollama model (`ollama list`), or a name like llama3.1:8b@q4_K_M",
@@ -61,6 +69,24 @@ def _find_in_ollama(name: str, environ: Mapping[str, str], home: Path) -> Found 
             facts = facts.model_copy(update={"projector_bytes": size})
         return Found(facts, blob, "ollama")
     return None
+
+
+def _ask_server(name: str, environ: Mapping[str, str]) -> Found | None:
+    """What an Ollama server shows of a model whose file is not ours to read; None without such a server or model."""
+    from velollm.backends.ollama import OllamaBackend
+    from velollm.backends.ollama_find import parse_host
+    from velollm.models.shown import parse_shown
+
+    backend = OllamaBackend(parse_host(environ.get("OLLAMA_HOST")))
+    try:
+        shown = backend.api.show(name, verbose=True)
+        facts = parse_shown(shown, name, backend.file_bytes(name))
+    except VeloError:
+        return None
+    finally:
+        backend.api.close()
+    unknown = ("what turns pictures into embeddings",) if shown.get("projector_info") else ()
+    return None if facts is None else Found(facts, None, "ollama", "server", unknown)
 
 
 def _find_in_catalog(name: str) -> ModelFacts | None:

@@ -51,6 +51,8 @@ def _settings(answer: Answer) -> str:
 def _notes(answer: Answer) -> list[Text]:
     estimate = answer.estimate
     notes = []
+    if answer.source == "server":
+        notes.append("Worked out from what the Ollama server shows of the model, whose file cannot be read here.")
     if len(estimate.devices) > 1:
         notes.append(f"{render_bytes(estimate.total_bytes)} over all devices.")
     if any(device.repack_bytes for device in estimate.devices) and answer.knobs.get("load_mode") in ("mmap", "auto"):

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from velollm.errors import VeloError
+from velollm.models.catalog import load_catalog
 from velollm.models.families import find_family, get_family, read_families
 from velollm.models.quantization import is_quantization
+from velollm.models.yamlfile import load_rows
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,16 @@ def test_the_usual_quantizations_can_be_made() -> None:
 def test_no_name_is_given_twice() -> None:
     names = [name.lower() for family in read_families() for name in family.names]
     assert len(names) == len(set(names))
+
+
+def test_no_shape_is_stated_twice() -> None:
+    """The catalog owns the shapes of its models; beside it stands only what it does not say."""
+    entries = load_rows("families", "models")
+    assert {key for entry in entries for key in entry} <= {"id", "rope"}
+    ids = [row["id"] for name in ("models", "tiny-families") for row in load_rows(name, "models")]
+    assert len(ids) == len(set(ids))
+    known = {row.id: row for row in load_catalog()}
+    for entry in entries:
+        family = get_family(entry["id"])
+        row = known[entry["id"]]
+        assert (family.shape.layers, family.shape.vocab, family.name) == (row.layers, row.vocab, family.names[0])

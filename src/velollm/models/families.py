@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
-from typing import Any
 
-from velollm.config import data_dir
 from velollm.errors import VeloError
 from velollm.models.architectures import architecture_names
+from velollm.models.catalog import load_catalog
 from velollm.models.quantization import is_quantization
-from velollm.models.shape import Shape, parse_shape
+from velollm.models.shape import Shape, parse_shape, shape_of_row
+from velollm.models.yamlfile import load_rows
 
-_FILES = ("families.yaml", "tiny-families.yaml")
 _QUANTIZATION = "q4_K_M"
 
 
@@ -38,36 +36,28 @@ class Family:
         return self.name.endswith(":tiny")
 
 
-def parse_families(entries: Sequence[Mapping[str, Any]]) -> tuple[Family, ...]:
-    """The known models of catalog entries; those of architectures that cannot be made are left out."""
+@cache
+def read_families() -> tuple[Family, ...]:
+    """The known models: those of the catalog that can be made, then the tiny ones of ours."""
+    rows = {row.id: row for row in load_catalog()}
+    entries = {entry["id"]: entry for entry in load_rows("families", "models")}
+    known = [
+        (rows[name].ollama, shape_of_row(rows[name], entry), rows[name].default_quant)
+        for name, entry in entries.items()
+    ]
+    tiny = [((), parse_shape(entry), None) for entry in load_rows("tiny-families", "models")]
     makeable = architecture_names()
     return tuple(
-        Family(
-            _names(entry),
-            parse_shape(entry),
-            (entry.get("ollama_default_quant") or _QUANTIZATION).replace("fp16", "f16"),
-        )
-        for entry in entries
-        if entry["arch"] in makeable
+        Family(_names(names, shape.name), shape, (quantization or _QUANTIZATION).replace("fp16", "f16"))
+        for names, shape, quantization in (*known, *tiny)
+        if shape.architecture in makeable
     )
 
 
-def _names(entry: Mapping[str, Any]) -> tuple[str, ...]:
+def _names(names: Sequence[str], own: str) -> tuple[str, ...]:
     """Its names in the Ollama library, else one in that manner; last its own."""
-    family, _, size = entry["id"].rpartition("-")
-    return (*(entry.get("ollama") or (f"{family}:{size}",)), entry["id"])
-
-
-@cache
-def read_families(directory: Path | None = None) -> tuple[Family, ...]:
-    """The known models, from the files that ship with the program."""
-    import yaml
-
-    found: list[Family] = []
-    for name in _FILES:
-        text = ((directory or data_dir("configs")) / name).read_text(encoding="utf-8")
-        found.extend(parse_families(yaml.safe_load(text)["models"]))
-    return tuple(found)
+    family, _, size = own.rpartition("-")
+    return (*(names or (f"{family}:{size}",)), own)
 
 
 def find_family(name: str) -> Family | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from velollm.errors import VeloError
+from velollm.models.catalog_row import CatalogModel, ExpertShape
 
 _RECURRENT = "R"
 
@@ -107,8 +108,41 @@ def cut_layers(shape: Shape, layers: int) -> Shape:
     return replace(shape, name=f"{shape.name}-{layers}l", layers=layers, layer_pattern=shape.layer_pattern[:layers])
 
 
+def shape_of_row(row: CatalogModel, entry: Mapping[str, Any]) -> Shape:
+    """The shape of a model of the catalog; ``entry`` has what the catalog does not need (`configs/families.yaml`)."""
+    experts, mla, ssm = row.experts, row.mla, row.ssm
+    kv_heads = row.attention_kv_heads if row.kv_heads is None else row.kv_heads
+    return Shape(
+        name=row.id,
+        layers=row.layers,
+        embedding_length=row.embedding_length,
+        heads=row.heads,
+        kv_heads=_largest(kv_heads or 0),
+        feed_forward_length=_largest(row.feed_forward_length or 0),
+        vocab=row.vocab,
+        context_train=row.context_train_tokens,
+        architecture=row.architecture,
+        key_length=row.key_length,
+        value_length=row.value_length,
+        tied=row.tied_embeddings,
+        rope=_rope(entry.get("rope") or {}),
+        layer_pattern=row.layer_pattern or "",
+        sliding_window=row.sliding_window_tokens,
+        experts=None if experts is None else _experts_of(experts),
+        latent=None
+        if mla is None
+        else Latent(mla.kv_lora_rank, mla.nope_length, mla.rope_length, mla.value_length, mla.q_lora_rank),
+        recurrent=None if ssm is None else _recurrent(dict(ssm)),
+    )
+
+
+def _experts_of(row: ExpertShape) -> Experts:
+    shared_length = row.shared_length or row.shared * row.length
+    return Experts(row.count, row.used, row.length, row.shared, shared_length, row.leading_dense_layers)
+
+
 def parse_shape(entry: Mapping[str, Any]) -> Shape:
-    """The shape that an entry of the model catalog describes (``configs/families.yaml`` names the fields)."""
+    """The shape that a whole entry describes (``configs/tiny-families.yaml`` shows the fields)."""
     kv_heads = entry.get("kv_heads") or 0
     width, feed_forward = entry["embedding_length"], entry.get("feed_forward_length") or 0
     return Shape(
@@ -133,7 +167,7 @@ def parse_shape(entry: Mapping[str, Any]) -> Shape:
     )
 
 
-def _largest(value: int | list[int]) -> int:
+def _largest(value: int | Sequence[int]) -> int:
     return value if isinstance(value, int) else max(value)
 
 

@@ -111,6 +111,19 @@ def _split_tag(name: str) -> tuple[CatalogModel | None, str]:
     return _by_name().get(match.group(1)), match.group(2)
 
 
+def find_alike(model: ModelFacts) -> CatalogModel | None:
+    """The model of the catalog with the shape of this one, by whatever name it goes; None where there is none."""
+    for row in load_catalog():
+        shape = (row.architecture, row.layers, row.embedding_length, row.vocab)
+        if shape != (model.architecture, model.layers, model.embedding_length, model.vocab):
+            continue
+        alike = catalog_facts(CatalogChoice(row, find_format("f16") or load_formats()[0]))
+        told = ("parameters", "feed_forward_length", "kv_heads")
+        if all(getattr(model, name) in (None, getattr(alike, name)) for name in told):
+            return row
+    return None
+
+
 def find_catalog_model(name: str) -> ModelFacts | None:
     """Facts of a catalog model by name, in the format named behind ``@`` or in its default one.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from velollm.facts import ModelFacts
 from velollm.knobs import QUANTIZED_KV_TYPES
+from velollm.models.catalog import CatalogChoice, catalog_facts, find_alike
+from velollm.models.formats import find_format
 from velollm.rules.base import Nearest, word
 from velollm.rules.kv_format import KV_TYPE_KNOBS, kv_refusal
 from velollm.rules.placement import Placement
@@ -69,23 +71,39 @@ def _smaller_cache(solver: Solver, want: Want, good: Callable[[Placement], bool]
 
 def _smaller_weights(solver: Solver, want: Want, good: Callable[[Placement], bool], count: int) -> tuple[Nearest, ...]:
     """Files of the same model with fewer bits a weight, the largest first."""
-    bits = _bits_of(solver.model)
     total = weight_bytes(solver.model)
     found: list[Nearest] = []
-    if bits is None or total is None:
+    if total is None:
         return ()
-    for name, smaller in _BITS.items():
+    for name, tensors, file_bytes in _smaller_files(solver.model, total):
         # A step of less than a tenth is another file of the same size.
-        if smaller > 0.9 * bits or len(found) >= count:
+        if tensors > 0.9 * total or len(found) >= count:
             continue
-        factor = smaller / bits
-        fit = _some_fit(solver.reweighted(factor), want, good)
+        fit = _some_fit(solver.reweighted(tensors / total), want, good)
         if fit is None:
             continue
-        size = round(total * factor)
-        text = f"{name} of this model (about {render_bytes(size)}) with {fit.context} tokens, which changes answers"
-        found.append(Nearest(text, {"context_tokens": fit.context, "slots": fit.slots}, name, size, True))
+        size = render_bytes(file_bytes) if file_bytes is not None else f"about {render_bytes(tensors)}"
+        text = f"{name} of this model ({size}) with {fit.context} tokens, which changes answers"
+        knobs = {"context_tokens": fit.context, "slots": fit.slots}
+        found.append(Nearest(text, knobs, name, tensors if file_bytes is None else file_bytes, True))
     return tuple(found)
+
+
+def _smaller_files(model: ModelFacts, total: int) -> Iterator[tuple[str, int, int | None]]:
+    """Each format with the bytes of its tensors and, for a model of the catalog, of its file.
+
+    Of others the tensors' bytes are those of a Llama with as many weights.
+    """
+    row = find_alike(model)
+    for name, bits in _BITS.items():
+        form = find_format(name)
+        if row is not None and form is not None:
+            known = catalog_facts(CatalogChoice(row, form))
+            if known.tensor_bytes is not None:
+                yield name, known.tensor_bytes, known.file_bytes
+                continue
+        if model.parameters:
+            yield name, round(bits * model.parameters / 8), None
 
 
 def _some_fit(solver: Solver, want: Want, good: Callable[[Placement], bool]) -> Fit | None:
@@ -97,9 +115,3 @@ def _some_fit(solver: Solver, want: Want, good: Callable[[Placement], bool]) -> 
             if placement is not None and good(placement):
                 return Fit(context, slots, placement)
     return None
-
-
-def _bits_of(model: ModelFacts) -> float | None:
-    """Bits per weight that the file has now; None where its parameters are unknown."""
-    total = weight_bytes(model)
-    return None if total is None or not model.parameters else 8 * total / model.parameters

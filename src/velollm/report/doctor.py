@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +13,8 @@ from velollm.doctor.diagnose import worst_three
 from velollm.facts import Facts, GpuFacts, LoadedModelFacts, ServerFacts
 from velollm.units import render_bytes
 
+_INDENT = 9
+_NARROWEST = 20
 _STYLE = {"critical": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -37,15 +39,29 @@ def render_diagnosis(facts: Facts, findings: Sequence[Finding], mendable: Sequen
     return Group(*parts)
 
 
+class _Hanging:
+    """A text that begins in the same column on every line, behind ``lead`` on the first."""
+
+    def __init__(self, text: Text, lead: Text | None = None) -> None:
+        self._text, self._lead = text, lead or Text(" " * _INDENT)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = self._text.wrap(console, max(_NARROWEST, options.max_width - _INDENT))
+        for number, line in enumerate(lines):
+            line.rstrip()
+            yield Text.assemble(self._lead if number == 0 else " " * _INDENT, line)
+
+
 def _finding(finding: Finding, mendable: bool) -> RenderableType:
-    lines = [Text.assemble((f"{finding.severity:8}", _STYLE[finding.severity]), " ", finding.title)]
+    lead = Text(f"{finding.severity:{_INDENT}}", _STYLE[finding.severity])
+    lines = [_Hanging(Text(finding.title), lead)]
     if finding.why:
-        lines.append(Text(f"         {finding.why}"))
-    lines += [Text(f"         {item.where}: {item.value}", "dim") for item in finding.evidence]
+        lines.append(_Hanging(Text(finding.why)))
+    lines += [_Hanging(Text(f"{item.where}: {item.value}", "dim")) for item in finding.evidence]
     if finding.fix:
-        lines.append(Text(f"         mend: {finding.fix}"))
+        lines.append(_Hanging(Text(f"mend: {finding.fix}")))
     if mendable:
-        lines.append(Text("         or: velollm doctor --fix"))
+        lines.append(_Hanging(Text("or: velollm doctor --fix")))
     return Group(*lines)
 
 
@@ -53,10 +69,10 @@ def render_mending(
     places: Sequence[str], gone: Sequence[Finding], still: Sequence[Finding], flight: str | None
 ) -> RenderableType:
     """What `velollm doctor --fix` did: the places that it wrote, and which findings are gone or still there."""
-    lines = [Text(""), Text("Mended:", "bold")]
-    lines += [Text(f"wrote    {place}") for place in places]
-    lines += [Text.assemble(("gone     ", "green"), finding.title) for finding in gone]
-    lines += [Text.assemble(("still    ", "yellow"), finding.title) for finding in still]
+    lines: list[RenderableType] = [Text(""), Text("Mended:", "bold")]
+    lines += [_Hanging(Text(place), Text(f"{'wrote':{_INDENT}}")) for place in places]
+    lines += [_Hanging(Text(finding.title), Text(f"{'gone':{_INDENT}}", "green")) for finding in gone]
+    lines += [_Hanging(Text(finding.title), Text(f"{'still':{_INDENT}}", "yellow")) for finding in still]
     if flight is not None:
         lines.append(Text(f"`velollm undo {flight}` takes it back."))
     return Group(*lines)

@@ -9,14 +9,14 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import httpx
 
-from velollm.backends.base import Completion, NextToken, RunningServer
+from velollm.backends.base import Completion, NextToken
 from velollm.backends.buffers import parse_buffers
-from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer
+from velollm.backends.streaming import CONNECT_S, Question, StreamingServer, StreamReader, http_client
 from velollm.errors import VeloError
 
 # llama.cpp b10488, tools/server/server-context.cpp: `llamacpp:NAME VALUE`, one a line.
@@ -29,8 +29,10 @@ _CERTAIN = 1e6
 _LEAST_LOGPROB = -1e4
 
 
-class LlamaHttp(RunningServer):
+class LlamaHttp(StreamingServer):
     """A llama-server interface at ``url``; ``alive`` tells whether the process behind it still runs."""
+
+    _path = "/completion"
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class LlamaHttp(RunningServer):
     def greedy_text(self, prompt: str, *, max_tokens: int, deadline_s: float) -> str | None:
         body = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0.0, "cache_prompt": False}
         try:
-            reply = self._client.post("/completion", json=body, timeout=httpx.Timeout(CONNECT_S, read=deadline_s))
+            reply = self._client.post(self._path, json=body, timeout=httpx.Timeout(CONNECT_S, read=deadline_s))
             reply.raise_for_status()
             text = reply.json()["content"]
         except (httpx.HTTPError, KeyError, TypeError, ValueError):
@@ -127,7 +129,7 @@ class LlamaHttp(RunningServer):
             "cache_prompt": True,
         }
         try:
-            reply = self._client.post("/completion", json=body, timeout=httpx.Timeout(CONNECT_S, read=deadline_s))
+            reply = self._client.post(self._path, json=body, timeout=httpx.Timeout(CONNECT_S, read=deadline_s))
             if reply.status_code != 200:
                 raise VeloError(
                     f"the engine refuses a prompt of {len(tokens):,} tokens: {error_text(reply.content)}",
@@ -137,37 +139,32 @@ class LlamaHttp(RunningServer):
         except (httpx.HTTPError, ValueError) as error:
             raise self._gone(error) from error
 
-    def complete(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int,
-        seed: int,
-        deadline_s: float,
-        decode_limit_s: float | None = None,
-        ignore_eos: bool = True,
-        schema: Mapping[str, object] | None = None,
-    ) -> Completion:
+    def _body(self, question: Question) -> dict[str, object]:
         body: dict[str, object] = {
-            "prompt": prompt,
-            "n_predict": max_tokens,
-            "seed": seed,
+            "prompt": question.prompt,
+            "n_predict": question.max_tokens,
+            "seed": question.seed,
             "temperature": 1.0,
-            "ignore_eos": ignore_eos and schema is None,
+            "ignore_eos": question.ignore_eos and question.schema is None,
             "stream": True,
             "cache_prompt": True,
             "timings_per_token": True,
             "return_tokens": False,
         }
-        if schema is not None:
-            body["json_schema"] = dict(schema)
-        reader, limits = _StreamReader(), ReadLimits(deadline_s, decode_limit_s)
-        try:
-            return read_answer(self._client, "/completion", body, reader, limits, clock=self._clock, refusal=error_text)
-        except httpx.HTTPError as error:
-            if not self._alive():
-                raise self._gone(error) from error
-            return reader.completion(f"the connection broke: {error}")
+        if question.schema is not None:
+            body["json_schema"] = dict(question.schema)
+        return body
+
+    def _reader(self) -> StreamReader:
+        return _Reader()
+
+    def _refusal(self, body: bytes) -> str:
+        return error_text(body)
+
+    def _broken(self, error: httpx.HTTPError, reader: StreamReader) -> Completion:
+        if not self._alive():
+            raise self._gone(error) from error
+        return super()._broken(error, reader)
 
     def _get_json(self, path: str) -> object:
         try:
@@ -185,7 +182,7 @@ class LlamaHttp(RunningServer):
         )
 
 
-class _StreamReader:
+class _Reader:
     """Collects the events of one streamed completion."""
 
     def __init__(self) -> None:
@@ -255,7 +252,7 @@ class _StreamReader:
 
 def parse_stream(lines: Iterable[str]) -> Completion:
     """A completion from the lines of a recorded stream, all received at once."""
-    reader = _StreamReader()
+    reader = _Reader()
     for line in lines:
         reader.take(line, 0.0)
     return reader.completion(None if reader.finished else "the stream ended without its final message")

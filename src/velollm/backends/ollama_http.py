@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import httpx
 
-from velollm.backends.base import Completion, EngineCounters, RunningServer
+from velollm.backends.base import Completion, EngineCounters
 from velollm.backends.buffers import parse_buffers
 from velollm.backends.llamahttp import LlamaHttp
 from velollm.backends.ollama_log import parse_loads
-from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer, share_tokens
+from velollm.backends.streaming import CONNECT_S, Question, StreamingServer, http_client, share_tokens
 from velollm.errors import VeloError
 
 _LOAD_S = 600.0
@@ -142,12 +142,14 @@ def parse_loaded(data: Mapping[str, Any]) -> LoadedModel:
     )
 
 
-class OllamaServer(RunningServer):
+class OllamaServer(StreamingServer):
     """One model on an Ollama server, always asked with the same options, so that it is never loaded anew.
 
     ``child_url`` is the address of the llama-server behind it, where we may know it: only that one counts tokens.
     ``log``: what a private server has said so far; only such a one may be told to unload the model.
     """
+
+    _path = "/api/generate"
 
     def __init__(
         self,
@@ -167,7 +169,8 @@ class OllamaServer(RunningServer):
         self._child_url, self._pids, self._wait = child_url, pids, wait
         self._clock, self._keep_alive = clock, keep_alive
         self._log = log
-        self._load_s: float | None = None
+        self._client = api.client
+        self._answer: AnswerStream | None = None
         self._gone_url: str | None = None
 
     def pids(self) -> tuple[int, ...]:
@@ -186,34 +189,24 @@ class OllamaServer(RunningServer):
                 child.close()
         return max(1, len(text) // _CHARACTERS_PER_TOKEN)
 
-    def complete(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int,
-        seed: int,
-        deadline_s: float,
-        decode_limit_s: float | None = None,
-        ignore_eos: bool = True,
-        schema: Mapping[str, object] | None = None,
-    ) -> Completion:
-        body = self._body(prompt, {"num_predict": max_tokens, "temperature": 1.0, "seed": seed})
-        if schema is not None:
-            body["format"] = dict(schema)
-        reader, limits = AnswerStream(), ReadLimits(deadline_s, decode_limit_s)
-        try:
-            answer = read_answer(
-                self._api.client, "/api/generate", body, reader, limits, clock=self._clock, refusal=_refusal
-            )
-            self._load_s = reader.load_s
-            return answer
-        except httpx.HTTPError as error:
-            return reader.completion(f"the connection broke: {error or type(error).__name__}")
+    def _body(self, question: Question) -> dict[str, object]:
+        options = {"num_predict": question.max_tokens, "temperature": 1.0, "seed": question.seed}
+        body = self._request(question.prompt, options)
+        if question.schema is not None:
+            body["format"] = dict(question.schema)
+        return body
+
+    def _reader(self) -> AnswerStream:
+        self._answer = AnswerStream()
+        return self._answer
+
+    def _refusal(self, body: bytes) -> str:
+        return _refusal(body)
 
     def greedy_text(self, prompt: str, *, max_tokens: int, deadline_s: float) -> str | None:
-        body = self._body(prompt, {"num_predict": max_tokens, "temperature": 0.0, "seed": 0})
+        body = self._request(prompt, {"num_predict": max_tokens, "temperature": 0.0, "seed": 0})
         try:
-            text = self._api.post("/api/generate", {**body, "stream": False}, timeout_s=deadline_s).get("response")
+            text = self._api.post(self._path, {**body, "stream": False}, timeout_s=deadline_s).get("response")
         except VeloError:
             return None
         return text if isinstance(text, str) else None
@@ -239,7 +232,7 @@ class OllamaServer(RunningServer):
         return parse_buffers(loads[-1].text) if loads else {}
 
     def load_s(self) -> float | None:
-        return self._load_s
+        return None if self._answer is None else self._answer.load_s
 
     def unload(self) -> bool:
         if self._log is None:
@@ -259,7 +252,7 @@ class OllamaServer(RunningServer):
             self._child_url = None if url == self._gone_url else url
         return self._child_url
 
-    def _body(self, prompt: str, options: Options) -> dict[str, object]:
+    def _request(self, prompt: str, options: Options) -> dict[str, object]:
         body: dict[str, object] = {
             "model": self._model,
             "prompt": prompt,

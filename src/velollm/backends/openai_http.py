@@ -12,17 +12,19 @@ from typing import Any, Literal
 
 import httpx
 
-from velollm.backends.base import Completion, RunningServer
+from velollm.backends.base import Completion
 from velollm.backends.llamahttp import error_text
-from velollm.backends.streaming import CONNECT_S, ReadLimits, http_client, read_answer, share_tokens
+from velollm.backends.streaming import CONNECT_S, Question, StreamingServer, http_client, share_tokens
 from velollm.errors import VeloError
 
 _CHARACTERS_PER_TOKEN = 4
 _END = "[DONE]"
 
 
-class OpenAiServer(RunningServer):
+class OpenAiServer(StreamingServer):
     """One model on any server that speaks `/v1`; it is not ours, so there is nothing to stop."""
+
+    _path = "chat/completions"
 
     def __init__(
         self, url: str, model: str, *, api_key: str | None = None, clock: Callable[[], float] = time.perf_counter
@@ -61,36 +63,27 @@ class OpenAiServer(RunningServer):
         """A rough length, good enough to size a prompt: this interface has no tokenizer."""
         return max(1, len(text) // _CHARACTERS_PER_TOKEN)
 
-    def complete(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int,
-        seed: int,
-        deadline_s: float,
-        decode_limit_s: float | None = None,
-        ignore_eos: bool = True,
-        schema: Mapping[str, object] | None = None,
-    ) -> Completion:
-        """Stream one answer to a chat of one message. ``ignore_eos`` is no part of this interface."""
+    def _body(self, question: Question) -> dict[str, object]:
+        """A chat of one message. ``ignore_eos`` is no part of this interface."""
         body: dict[str, object] = {
             "model": self._model,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": max_tokens,
+            "messages": [{"role": "user", "content": question.prompt}],
+            "max_tokens": question.max_tokens,
             "temperature": 1.0,
-            "seed": seed,
+            "seed": question.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if schema is not None:
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema)}}
-        reader, limits = ChatStream(), ReadLimits(deadline_s, decode_limit_s)
-        try:
-            return read_answer(
-                self._client, "chat/completions", body, reader, limits, clock=self._clock, refusal=error_text
-            )
-        except httpx.HTTPError as error:
-            return reader.completion(f"the connection broke: {error or type(error).__name__}")
+        if question.schema is not None:
+            named = {"name": "answer", "schema": dict(question.schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        return body
+
+    def _reader(self) -> ChatStream:
+        return ChatStream()
+
+    def _refusal(self, body: bytes) -> str:
+        return error_text(body)
 
     def greedy_text(self, prompt: str, *, max_tokens: int, deadline_s: float) -> str | None:
         body = {
@@ -101,7 +94,7 @@ class OpenAiServer(RunningServer):
         }
         try:
             timeout = httpx.Timeout(CONNECT_S, read=deadline_s)
-            reply = self._client.post("chat/completions", json=body, timeout=timeout)
+            reply = self._client.post(self._path, json=body, timeout=timeout)
             reply.raise_for_status()
             text = reply.json()["choices"][0]["message"]["content"]
         except (httpx.HTTPError, ValueError, KeyError, TypeError, IndexError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Protocol
 
 import httpx
 
-from velollm.backends.base import Completion
+from velollm.backends.base import Completion, RunningServer
 from velollm.backends.wire import Exchange, WireError, WireTimeoutError, lines_of
 
 CONNECT_S = 5.0
@@ -39,6 +40,60 @@ class StreamReader(Protocol):
 
     def completion(self, error: str | None = None) -> Completion:
         """What was collected; ``error`` is what ended it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `RunningServer.complete` is asked for, but for when to stop reading."""
+
+    prompt: str
+    max_tokens: int
+    seed: int
+    ignore_eos: bool
+    schema: Mapping[str, object] | None
+
+
+class StreamingServer(RunningServer):
+    """A server that streams its answers over HTTP. Engines differ in what they are sent, and in what they send."""
+
+    _client: httpx.Client
+    _clock: Callable[[], float]
+    _path: str
+    """Where it is asked."""
+
+    @abstractmethod
+    def _body(self, question: Question) -> dict[str, object]:
+        """The request, in the engine's own words."""
+
+    @abstractmethod
+    def _reader(self) -> StreamReader:
+        """A reader of one answer."""
+
+    @abstractmethod
+    def _refusal(self, body: bytes) -> str:
+        """The reason in the body of a refused request."""
+
+    def _broken(self, error: httpx.HTTPError, reader: StreamReader) -> Completion:
+        """What a connection that broke leaves: what was read until then, as a failure."""
+        return reader.completion(f"the connection broke: {error or type(error).__name__}")
+
+    def complete(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        seed: int,
+        deadline_s: float,
+        decode_limit_s: float | None = None,
+        ignore_eos: bool = True,
+        schema: Mapping[str, object] | None = None,
+    ) -> Completion:
+        body = self._body(Question(prompt, max_tokens, seed, ignore_eos, schema))
+        reader, limits = self._reader(), ReadLimits(deadline_s, decode_limit_s)
+        try:
+            return read_answer(self._client, self._path, body, reader, limits, clock=self._clock, refusal=self._refusal)
+        except httpx.HTTPError as error:
+            return self._broken(error, reader)
 
 
 def http_client(url: str, *, headers: Mapping[str, str] | None = None) -> httpx.Client:

@@ -28,7 +28,7 @@ from velollm.bench.shared import BackendName, Buffer
 from velollm.bench.stats import compare_arms
 from velollm.bench.workload import load_workload
 from velollm.errors import VeloError
-from velollm.facts import CpuFacts, Facts, GpuFacts, MadeFacts, MemoryFacts, ModelFacts
+from velollm.facts import CpuFacts, Facts, Frozen, GpuFacts, MadeFacts, MemoryFacts, ModelFacts
 from velollm.report.benchstat import render_benchstat
 
 DIGEST = "sha256-" + "0123456789abcdef" * 4
@@ -147,9 +147,11 @@ def filled(annotation: Any, plant: Callable[[str], str], path: str = "") -> Any:
         return tuple(filled(part, plant, path) for part in parts)
     if origin is not None and issubclass(origin, Mapping):
         return {filled(arguments[0], plant, path): filled(arguments[1], plant, path)}
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        fields = annotation.model_fields
-        values = {n: filled(f.annotation, plant, f"{path}.{n}" if path else n) for n, f in fields.items()}
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel | Frozen):
+        kinds = {
+            name: kind for name, kind in typing.get_type_hints(annotation).items() if name in annotation.model_fields
+        }
+        values = {n: filled(kind, plant, f"{path}.{n}" if path else n) for n, kind in kinds.items()}
         return annotation.model_validate(values)
     return {str: plant(path), int: 7, float: 0.5, bool: True}[annotation]
 

@@ -253,7 +253,7 @@ def parse_old_line(line: bytes) -> Record | None:
         return None
     try:
         facts = Facts.model_validate(record.facts)
-    except ValidationError:
+    except ValueError:
         return record
     server = facts.server
     remote = record.backend == "openai" or bool(server and server.remote)

@@ -94,7 +94,7 @@ def share(record: Record, public_name: PublicName, cleaner: Cleaner) -> SharedRe
     names |= {f"{arm}{CONTROL}": f"{name}{CONTROL}" for arm, name in names.items()}
     try:
         facts = Facts.model_validate(record.facts)
-    except ValidationError:
+    except ValueError:
         # Of another version of this program.
         facts = Facts()
     models = record.model.split(", ")

@@ -97,7 +97,7 @@ def _machine(hardware: Path | None) -> Facts:
 
         gpus = probe_gpus(source).gpus
     # Not validated, as in `model_facts`: a schema takes longer to make than the answer.
-    return Facts.model_construct(cpu=_processor(source), gpus=gpus)
+    return Facts(cpu=_processor(source), gpus=gpus)
 
 
 def _processor(source: Source) -> CpuFacts:
@@ -107,8 +107,8 @@ def _processor(source: Source) -> CpuFacts:
     flags = info_flags(parse_cpuinfo(source.read("/proc/cpuinfo") or ""))
     if flags is None and platform.machine().lower() in ("arm64", "aarch64"):
         # Without the list (macOS, Windows): every such processor that engines are built for has them.
-        return CpuFacts.model_construct(isa=("neon", "dotprod"))
-    return CpuFacts.model_construct(isa=parse_isa(flags))
+        return CpuFacts(isa=("neon", "dotprod"))
+    return CpuFacts(isa=parse_isa(flags))
 
 
 def _with_cache(found: MemoryEstimate) -> MemoryEstimate:

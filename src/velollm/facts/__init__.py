@@ -7,8 +7,9 @@ Everything here is frozen. A value that nobody could read is None, never zero an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 
-from velollm.facts.base import NOTHING, Frozen
+from velollm.facts.base import Frozen
 from velollm.facts.model import MadeFacts, MlaFacts, ModelFacts, PartFacts, SsmFacts
 from velollm.facts.server import (
     EngineFacts,
@@ -286,10 +287,10 @@ class Facts(Frozen):
     wsl: bool | None = None
     unified_memory: bool | None = None
     not_metal: bool | None = None
-    libraries: Mapping[str, bool] = NOTHING
-    devices: Mapping[str, tuple[str, ...]] = NOTHING
+    libraries: Mapping[str, bool] = field(default_factory=dict)
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment: Mapping[str, str] | None = None
     server: ServerFacts | None = None
     logs: Mapping[str, LogFacts] | None = None
     model: ModelFacts | None = None
-    sources: Mapping[str, str] = NOTHING
+    sources: Mapping[str, str] = field(default_factory=dict)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 
-from velollm.facts.base import NOTHING, Frozen
+from velollm.facts.base import Frozen
 
 
 class MlaFacts(Frozen):
@@ -55,8 +56,8 @@ class PartFacts(Frozen):
 
     bytes: int
     largest_bytes: int | None = None
-    matrices: Mapping[str, int] = NOTHING
-    spans: Mapping[str, tuple[int, int]] = NOTHING
+    matrices: Mapping[str, int] = field(default_factory=dict)
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class ModelFacts(Frozen):
@@ -111,5 +112,5 @@ class ModelFacts(Frozen):
     output_part: PartFacts | None = None
     projector_bytes: int | None = None
     tied_embeddings: bool | None = None
-    bytes_by_type: Mapping[str, int] = NOTHING
+    bytes_by_type: Mapping[str, int] = field(default_factory=dict)
     made: MadeFacts | None = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Literal
 
 from velollm.facts import Frozen
-from velollm.facts.base import NOTHING
 
 
 class MlaShape(Frozen):
@@ -91,14 +91,14 @@ class CatalogModel(Frozen):
     license: str
     released: str | None = None
     default_quant: str | None = None
-    file_bytes: Mapping[str, int] = NOTHING
-    file_gb: Mapping[str, float] = NOTHING
-    tags: Mapping[str, str] = NOTHING
-    stored_as: Mapping[str, str] = NOTHING
+    file_bytes: Mapping[str, int] = field(default_factory=dict)
+    file_gb: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    stored_as: Mapping[str, str] = field(default_factory=dict)
     output_in_file: bool = False
     mtp_in_file: bool = True
     basis: Literal["config", "page", "memory"]
-    disputed: Mapping[str, str] = NOTHING
+    disputed: Mapping[str, str] = field(default_factory=dict)
     source: str
 
     @property

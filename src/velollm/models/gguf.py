@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from velollm.errors import VeloError
 from velollm.facts import MadeFacts, MlaFacts, ModelFacts, SsmFacts
@@ -53,7 +54,7 @@ def model_facts(header: GgufHeader, name: str) -> ModelFacts:
     metadata = header.metadata
     architecture = metadata.get("general.architecture")
     architecture = architecture if isinstance(architecture, str) else None
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "name": name,
         "path": str(header.path),
         "file_bytes": header.file_bytes,
@@ -70,8 +71,8 @@ def model_facts(header: GgufHeader, name: str) -> ModelFacts:
     if isinstance(layers, int) and isinstance(mtp_layers, int) and facts.get("tensor_bytes") is not None:
         facts["expert_layers"] = _expert_layers(header.tensors, layers)
         facts.update(weight_parts(header.tensors, layers, min(mtp_layers, _MAX_LAYERS)))
-    # Nothing here is validated: every type is right by now, and making a schema takes longer than all the rest.
-    return ModelFacts.model_construct(**facts)
+    # Nothing here is validated: every type is right by now.
+    return ModelFacts(**facts)
 
 
 def _shape(header: GgufHeader, architecture: str) -> dict[str, object]:
@@ -166,7 +167,7 @@ def _mla(keys: _Keys) -> MlaFacts | None:
         dims = row - rank if row is not None and row >= rank else None
     if dims is None:
         return None
-    return MlaFacts.model_construct(
+    return MlaFacts(
         kv_lora_rank=rank,
         rope_dims=dims,
         q_lora_rank=keys.number("attention.q_lora_rank"),
@@ -187,14 +188,12 @@ def _shared_width(keys: _Keys, tensors: tuple[TensorInfo, ...]) -> int | None:
 def _ssm(keys: _Keys) -> SsmFacts | None:
     """State sizes; a short convolution (lfm2) is a state of ``conv_kernel`` − 1 rows of the embedding's width."""
     if (kernel := keys.number("shortconv.l_cache")) is not None:
-        return SsmFacts.model_construct(
-            conv_kernel=kernel, inner_size=keys.number("embedding_length"), state_size=0, group_count=0
-        )
+        return SsmFacts(conv_kernel=kernel, inner_size=keys.number("embedding_length"), state_size=0, group_count=0)
     names = ("conv_kernel", "inner_size", "state_size", "time_step_rank", "group_count")
     values = {name: keys.number(f"ssm.{name}") for name in names}
     if all(value is None for value in values.values()):
         return None
-    return SsmFacts.model_construct(**values)
+    return SsmFacts(**values)
 
 
 def _vocab(header: GgufHeader, architecture: str | None) -> int | None:
@@ -226,7 +225,7 @@ def _made(metadata: Mapping[str, MetaValue]) -> MadeFacts | None:
         # float32 in the file: 0.8 comes back as 0.800000012.
         return round(value, 6) if isinstance(value, float) else None
 
-    return MadeFacts.model_construct(
+    return MadeFacts(
         kind=kind if isinstance(kind, str) else "random",
         predictability=share("predictability"),
         period=period if count(period) else None,

@@ -138,7 +138,7 @@ def _parts(model: ModelFacts, placement: Placement) -> list[tuple[str, PartFacts
 def _looked_up(part: PartFacts) -> PartFacts:
     """The embedding as a table: nothing of it is repacked."""
     starts, ends = zip(*part.spans.values(), strict=True) if part.spans else ((0,), (0,))
-    return PartFacts.model_construct(bytes=part.bytes, spans={OTHERS: (min(starts), max(ends))} if part.spans else {})
+    return PartFacts(bytes=part.bytes, spans={OTHERS: (min(starts), max(ends))} if part.spans else {})
 
 
 def _add(total: WeightBytes, part: PartFacts, repacks: frozenset[str]) -> None:

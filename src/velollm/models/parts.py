@@ -43,9 +43,7 @@ class _Sum:
         self.spans[kind] = (min(first, info.offset), max(end, info.offset + size))
 
     def facts(self) -> PartFacts:
-        return PartFacts.model_construct(
-            bytes=self.bytes, largest_bytes=self.largest, matrices=self.matrices, spans=self.spans
-        )
+        return PartFacts(bytes=self.bytes, largest_bytes=self.largest, matrices=self.matrices, spans=self.spans)
 
 
 def weight_parts(tensors: Iterable[TensorInfo], layers: int, mtp_layers: int) -> dict[str, object]:
@@ -99,7 +97,7 @@ def _both(first: PartFacts, second: PartFacts) -> PartFacts:
     for kind, (start, end) in second.spans.items():
         old = spans.get(kind, (start, end))
         spans[kind] = (min(old[0], start), max(old[1], end))
-    return PartFacts.model_construct(
+    return PartFacts(
         bytes=first.bytes + second.bytes,
         largest_bytes=max(first.largest_bytes or 0, second.largest_bytes or 0),
         matrices={name: first.matrices.get(name, 0) + second.matrices.get(name, 0) for name in names},

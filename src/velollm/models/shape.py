@@ -132,7 +132,7 @@ def shape_of_row(row: CatalogModel, entry: Mapping[str, Any]) -> Shape:
         latent=None
         if mla is None
         else Latent(mla.kv_lora_rank, mla.nope_length, mla.rope_length, mla.value_length, mla.q_lora_rank),
-        recurrent=None if ssm is None else _recurrent(dict(ssm)),
+        recurrent=None if ssm is None else _recurrent(ssm.model_dump()),
     )
 
 

@@ -96,7 +96,7 @@ def reformatted(model: ModelFacts, tensors: Sequence[TensorInfo], form: Format) 
     header_bytes = (model.file_bytes or 0) - (model.tensor_bytes or 0)
     file_bytes = None if model.file_bytes is None else header_bytes + offset
     update = {**weights, "file_bytes": file_bytes, "file_type": form.name.upper(), "path": None}
-    return ModelFacts.model_validate({**dict(model), **update})
+    return model.model_copy(update=update)
 
 
 def catalog_weights(row: CatalogModel, form: Format) -> dict[str, object]:

@@ -66,7 +66,7 @@ def _sources(gpus: tuple[GpuFacts, ...], said: dict[str, str]) -> dict[str, str]
     named = {
         f"gpus.{place}.{name}": "main memory" if name == "shared_pool_bytes" else "worked out of the other values"
         for place, gpu in enumerate(gpus)
-        for name in GpuFacts.model_fields
+        for name in GpuFacts.field_names()
         if getattr(gpu, name) is not None
     }
     return {path: said.get(path, how) for path, how in named.items()}

@@ -111,7 +111,7 @@ def _merged_mig(
 def _laid_over(first: GpuFacts, second: GpuFacts) -> GpuFacts:
     gaps = {
         name: getattr(second, name)
-        for name in GpuFacts.model_fields
+        for name in GpuFacts.field_names()
         if getattr(first, name) is None and getattr(second, name) is not None
     }
     if first.pcie and second.pcie:
@@ -184,4 +184,4 @@ def _has_place(reading: Reading) -> bool:
 
 
 def _named(facts: GpuFacts) -> Sequence[str]:
-    return [name for name in GpuFacts.model_fields if getattr(facts, name) is not None]
+    return [name for name in GpuFacts.field_names() if getattr(facts, name) is not None]

@@ -148,9 +148,8 @@ def filled(annotation: Any, plant: Callable[[str], str], path: str = "") -> Any:
     if origin is not None and issubclass(origin, Mapping):
         return {filled(arguments[0], plant, path): filled(arguments[1], plant, path)}
     if isinstance(annotation, type) and issubclass(annotation, BaseModel | Frozen):
-        kinds = {
-            name: kind for name, kind in typing.get_type_hints(annotation).items() if name in annotation.model_fields
-        }
+        names = annotation.field_names() if issubclass(annotation, Frozen) else annotation.model_fields
+        kinds = {name: kind for name, kind in typing.get_type_hints(annotation).items() if name in names}
         values = {n: filled(kind, plant, f"{path}.{n}" if path else n) for n, kind in kinds.items()}
         return annotation.model_validate(values)
     return {str: plant(path), int: 7, float: 0.5, bool: True}[annotation]

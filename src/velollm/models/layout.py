@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from velollm.models.catalog_row import CatalogModel
+from velollm.models.architectures.base import latent_parts
+from velollm.models.catalog_row import CatalogModel, MlaShape
+from velollm.models.shape import Latent
 
 NamedShape = tuple[str, tuple[int, ...]]
 
@@ -77,10 +79,10 @@ def _layer(row: CatalogModel, layer: int, letter: str) -> Iterator[NamedShape]:
 
 
 def _attention(row: CatalogModel, layer: int, *, sliding: bool) -> Iterator[NamedShape]:
-    if row.mla is not None:
-        yield from _latent_attention(row)
-        return
     width, heads, kv_heads = row.embedding_length, row.heads_of(layer), row.kv_heads_of(layer)
+    if row.mla is not None:
+        yield from latent_parts(width, heads, _latent(row.mla))
+        return
     key, value = row.head_lengths(sliding=sliding)
     gates = 2 if row.architecture in _GATED_ATTENTION else 1
     if row.architecture in _FUSED:
@@ -102,24 +104,8 @@ def _attention(row: CatalogModel, layer: int, *, sliding: bool) -> Iterator[Name
         yield "attn_k_norm.weight", (key,)
 
 
-def _latent_attention(row: CatalogModel) -> Iterator[NamedShape]:
-    """src/models/deepseek2.cpp, the form with the compressed cache."""
-    mla, width = row.mla, row.embedding_length
-    if mla is None:
-        return
-    heads = row.heads_of(0)
-    query = heads * (mla.nope_length + mla.rope_length)
-    if mla.q_lora_rank is None:
-        yield "attn_q.weight", (width, query)
-    else:
-        yield "attn_q_a.weight", (width, mla.q_lora_rank)
-        yield "attn_q_a_norm.weight", (mla.q_lora_rank,)
-        yield "attn_q_b.weight", (mla.q_lora_rank, query)
-    yield "attn_kv_a_mqa.weight", (width, mla.kv_lora_rank + mla.rope_length)
-    yield "attn_kv_a_norm.weight", (mla.kv_lora_rank,)
-    yield "attn_k_b.weight", (mla.nope_length, mla.kv_lora_rank, heads)
-    yield "attn_v_b.weight", (mla.kv_lora_rank, mla.value_length, heads)
-    yield "attn_output.weight", (heads * mla.value_length, width)
+def _latent(mla: MlaShape) -> Latent:
+    return Latent(mla.kv_lora_rank, mla.nope_length, mla.rope_length, mla.value_length, mla.q_lora_rank)
 
 
 def _recurrence(row: CatalogModel) -> Iterator[NamedShape]:

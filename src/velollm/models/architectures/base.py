@@ -98,11 +98,9 @@ def attention_parts(shape: Shape, *, head_norms: bool = False) -> Iterator[Part]
         yield "attn_k_norm.weight", (head,)
 
 
-def latent_parts(shape: Shape, latent: Latent) -> Iterator[Part]:
-    """Multi-head latent attention in the form whose compressed cache the engine uses."""
-    width, heads = shape.embedding_length, shape.heads
+def latent_parts(width: int, heads: int, latent: Latent) -> Iterator[Part]:
+    """Multi-head latent attention, without its norm, in the form whose compressed cache the engine uses."""
     key = latent.plain_dims + latent.rope_dims
-    yield "attn_norm.weight", (width,)
     if latent.query_rank:
         yield "attn_q_a.weight", (width, latent.query_rank)
         yield "attn_q_a_norm.weight", (latent.query_rank,)

@@ -58,7 +58,8 @@ def _metadata(shape: Shape) -> Iterator[Key]:
 
 def _layer(shape: Shape, layer: int) -> Iterator[Part]:
     latent, experts = _parts(shape)
-    yield from latent_parts(shape, latent)
+    yield "attn_norm.weight", (shape.embedding_length,)
+    yield from latent_parts(shape.embedding_length, shape.heads, latent)
     if layer < experts.leading_dense_layers:
         yield from feed_forward_parts(shape)
     else:

@@ -16,7 +16,12 @@ _LIMIT_S = 120.0
 
 
 def measure(server: Path, model: Path, arguments: list[str]) -> dict[str, int]:
-    """Start the server, read until it listens, end it; bytes by kind of buffer.
+    """Bytes by kind of buffer. Raises `RuntimeError` as `read_log` does."""
+    return parse_buffers(read_log(server, model, arguments))
+
+
+def read_log(server: Path, model: Path, arguments: list[str]) -> str:
+    """Start the server, read until it listens, end it; what it printed.
 
     Raises:
         RuntimeError: it did not load the model; its last words are in the message.
@@ -37,7 +42,7 @@ def measure(server: Path, model: Path, arguments: list[str]) -> dict[str, int]:
         for line in process.stdout:
             lines.append(line)
             if "listening on" in line:
-                return parse_buffers("".join(lines))
+                return "".join(lines)
     finally:
         timer.cancel()
         with contextlib.suppress(ProcessLookupError):

@@ -111,12 +111,12 @@ def total_error(case: dict[str, Any]) -> int:
     return sum(case["arithmetic"].values()) - sum(case["engine"].values())
 
 
-def worst(cases: list[dict[str, Any]]) -> dict[str, Any]:
+def worst(cases: list[dict[str, Any]], terms: tuple[str, ...] = TERMS) -> dict[str, Any]:
     """The largest error of each term and of the total, by architecture, in bytes and as a share."""
     found: dict[str, Any] = {}
     for case in cases:
-        row = found.setdefault(case["architecture"], dict.fromkeys((*TERMS, "total"), 0) | {"share": 0.0, "cases": 0})
-        for term in TERMS:
+        row = found.setdefault(case["architecture"], dict.fromkeys((*terms, "total"), 0) | {"share": 0.0, "cases": 0})
+        for term in terms:
             row[term] = max(row[term], abs(case["arithmetic"][term] - case["engine"].get(term, 0)))
         error = abs(total_error(case))
         row["total"] = max(row["total"], error)
@@ -125,11 +125,12 @@ def worst(cases: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def table(rows: dict[str, Any]) -> str:
+def table(rows: dict[str, Any], terms: tuple[str, ...] = TERMS) -> str:
     """Worst errors as a Markdown table, in KiB."""
-    lines = ["| architecture | cases | " + " | ".join((*TERMS, "total")) + " | total, share |", "|---" * 10 + "|"]
+    heads = ["architecture", "cases", *terms, "total", "total, share"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in rows.items():
-        sizes = " | ".join(f"{row[term] / 1024:.0f}" for term in (*TERMS, "total"))
+        sizes = " | ".join(f"{row[term] / 1024:.0f}" for term in (*terms, "total"))
         lines.append(f"| {name} | {row['cases']} | {sizes} | {100 * row['share']:.3f}% |")
     return "\n".join(lines)
 
@@ -150,13 +151,18 @@ def main() -> None:
             if shape.name.startswith(wanted.only):
                 path = write_shape(shape, Path(directory) / "model.gguf")
                 cases += run(wanted.server, path, shape.name, fitted=shape.fitted, held_out=wanted.held_out)
-    version = subprocess.run([wanted.server, "--version"], capture_output=True, text=True, check=False)
+    save(wanted.server, wanted.output, cases)
+
+
+def save(server: Path, output: Path, cases: list[dict[str, Any]], terms: tuple[str, ...] = TERMS) -> None:
+    """Write the result, and print its table."""
+    version = subprocess.run([server, "--version"], capture_output=True, text=True, check=False)
     said = (version.stderr + version.stdout).splitlines()
     engine = next((line for line in said if line.startswith("version")), "unknown")
-    result = {"schema_version": 1, "engine": engine, "worst_bytes": worst(cases), "cases": cases}
-    wanted.output.parent.mkdir(parents=True, exist_ok=True)
-    wanted.output.write_text(_lines(result), encoding="utf-8")
-    print(table(result["worst_bytes"]))
+    result = {"schema_version": 1, "engine": engine, "worst_bytes": worst(cases, terms), "cases": cases}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(_lines(result), encoding="utf-8")
+    print(table(result["worst_bytes"], terms))
 
 
 def _lines(result: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ DEFAULTS: Mapping[str, KnobValue] = {
     "kv_offload": "on",
     "gpu_layers": None,
     "cpu_moe_layers": None,
+    "cpu_ffn_layers": None,
     "flash_attention": "auto",
     "batch": 512,
     "ubatch": 512,

@@ -262,6 +262,19 @@ _ALL = (
         minimum=0,
     ),
     Knob(
+        "cpu_ffn_layers",
+        "layers",
+        "speed",
+        "model",
+        "layers, from the first, whose dense feed-forward part stays in main memory",
+        "A feed-forward part is most of a dense layer, and has no state: away from the card it leaves attention and "
+        "the whole KV cache there, and moves in finer steps than whole layers. Shared experts count as such a part, "
+        "routed ones do not. The engine's `--fit` does not do it by itself, and gives up where it is set. It is one "
+        "pattern of LLAMA_ARG_OVERRIDE_TENSOR, so in Ollama it holds for every model of the server, and only your "
+        "word sets it there.",
+        minimum=0,
+    ),
+    Knob(
         "kv_unified",
         "on or off",
         "enables",

@@ -139,13 +139,15 @@ def test_make_params() -> None:
         "kv_offload": "off",
         "gpu_layers": 0,
         "cpu_moe_layers": 2,
+        "cpu_ffn_layers": 1,
     }
     params = make_params(fake_module(), "/m.gguf", knobs, 8080)
     assert (params.model.path, params.hostnames, params.port) == ("/m.gguf", ["127.0.0.1"], 8080)
     assert (params.n_parallel, params.n_ctx, params.kv_unified) == (4, 8192, True)
     assert (params.n_gpu_layers, params.no_kv_offload) == (0, True)
     assert params.tensor_buft_overrides == (
-        r"blk\.0\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU,blk\.1\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
+        r"blk\.0\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU,blk\.1\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU,"
+        "blk[.](0)[.]ffn_(gate|up|down)(_shexp)?[.](weight|bias)=CPU"
     )
     assert (params.n_batch, params.n_ubatch) == (256, 128)
     assert params.cpuparams.n_threads == params.cpuparams_batch.n_threads == 3

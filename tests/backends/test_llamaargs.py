@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,8 +9,11 @@ from hypothesis import strategies as st
 from velollm.backends.llamaargs import (
     ARG_OF_KNOB,
     DRAFT_TOKENS_ARG,
+    parse_ffn_override,
     parse_llama_args,
     parse_speculation_options,
+    render_arg,
+    render_ffn_override,
     render_flags,
     speculation_options,
     total_context_tokens,
@@ -49,6 +54,40 @@ def test_placement_goes_there_and_back() -> None:
     assert render_flags(knobs) == ["--n-gpu-layers", "0", "--n-cpu-moe", "12", "--kv-unified", "--no-kv-offload"]
     assert render_flags({"kv_unified": "off", "kv_offload": "on"}) == []
     assert parse_llama_args({ARG_OF_KNOB[name]: str(value) for name, value in knobs.items()}) == knobs
+
+
+@given(st.integers(0, 300))
+def test_the_override_of_feed_forward_parts_goes_there_and_back(layers: int) -> None:
+    text = render_arg("cpu_ffn_layers", layers)
+    # None of these survives every place where settings live, and the engine splits a value at commas.
+    assert not set("\\$%,'\" ") & set(text)
+    assert parse_llama_args({ARG_OF_KNOB["cpu_ffn_layers"]: text}) == {"cpu_ffn_layers": layers}
+    assert render_flags({"cpu_ffn_layers": layers}) == ["--override-tensor", text]
+
+
+@pytest.mark.parametrize("layers", [0, 1, 12])
+def test_the_override_finds_dense_feed_forward_parts_alone(layers: int) -> None:
+    pattern = re.compile(render_ffn_override(layers).partition("=")[0])
+    inner = ("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
+    others = (
+        "ffn_norm",
+        "ffn_sub_norm",
+        "ffn_gate_inp",
+        "ffn_gate_inp_shexp",
+        "ffn_up_exps",
+        "ffn_gate_up_exps",
+        "attn_q",
+    )
+    for layer in range(25):
+        assert all(bool(pattern.search(f"blk.{layer}.{name}.weight")) == (layer < layers) for name in inner)
+        assert not any(pattern.search(f"blk.{layer}.{name}.weight") for name in others)
+
+
+@given(st.text())
+def test_another_override_is_not_understood(text: str) -> None:
+    layers = parse_ffn_override(text)
+    assert layers is None or render_ffn_override(layers) == text
+    assert parse_ffn_override("blk[.](0|2)[.]ffn_(gate|up|down)(_shexp)?[.](weight|bias)=CPU") is None
 
 
 def test_what_the_engine_takes_for_no_truth_value_is_left_out() -> None:

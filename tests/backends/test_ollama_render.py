@@ -35,6 +35,7 @@ DEFAULTS: dict[str, KnobValue] = {
     "kv_offload": "on",
     "gpu_layers": None,
     "cpu_moe_layers": None,
+    "cpu_ffn_layers": None,
     "priority": "normal",
 }
 Rendered = dict[tuple[str, str], tuple[str, str]]
@@ -86,6 +87,15 @@ def test_the_defaults_need_no_setting() -> None:
         ({"cache_reuse": 256}, {("environment", "LLAMA_ARG_CACHE_REUSE"): ("256", "cache_reuse")}),
         ({"gpu_layers": 0}, {("model", "num_gpu"): ("0", "gpu_layers")}),
         ({"cpu_moe_layers": 12}, {("environment", "LLAMA_ARG_N_CPU_MOE"): ("12", "cpu_moe_layers")}),
+        (
+            {"cpu_ffn_layers": 2},
+            {
+                ("environment", "LLAMA_ARG_OVERRIDE_TENSOR"): (
+                    "blk[.](0|1)[.]ffn_(gate|up|down)(_shexp)?[.](weight|bias)=CPU",
+                    "cpu_ffn_layers",
+                )
+            },
+        ),
         ({"kv_unified": "on"}, {("environment", "LLAMA_ARG_KV_UNIFIED"): ("on", "kv_unified")}),
         ({"kv_offload": "off"}, {("environment", "LLAMA_ARG_KV_OFFLOAD"): ("off", "kv_offload")}),
     ],
@@ -221,6 +231,7 @@ CHANGES = st.fixed_dictionaries(
         "ubatch": st.integers(1, 4096),
         "gpu_layers": st.integers(0, 200),
         "cpu_moe_layers": st.integers(0, 200),
+        "cpu_ffn_layers": st.integers(0, 200),
         "kv_unified": st.sampled_from(["on", "off"]),
         "kv_offload": st.sampled_from(["on", "off"]),
     },

@@ -272,6 +272,40 @@ def test_experts_stay_in_main_memory() -> None:
     assert some_off.devices[1].compute_bytes == all_on.devices[1].compute_bytes + 20 * MIB
 
 
+def test_dense_feed_forward_parts_stay_in_main_memory() -> None:
+    shape = placed(feed_forward_parts=(PartFacts(bytes=60 * MIB, largest_bytes=22 * MIB),) * 32)
+    all_on = estimate_memory(shape, {"context_tokens": 8192}, gpus=("GPU",))
+    some_off = estimate_memory(shape, {"context_tokens": 8192, "cpu_ffn_layers": 8}, gpus=("GPU",))
+    layers_off = estimate_memory(shape, {"context_tokens": 8192, "cpu_ffn_layers": 8, "gpu_layers": 27}, gpus=("GPU",))
+    assert all_on is not None
+    assert some_off is not None
+    assert layers_off is not None
+    assert all_on.devices[1].weights_bytes - some_off.devices[1].weights_bytes == 480 * MIB
+    assert some_off.devices[0].weights_bytes - all_on.devices[0].weights_bytes == 480 * MIB
+    assert some_off.devices[1].kv_bytes == all_on.devices[1].kv_bytes
+    # For a large step the GPU takes in one matrix of them at a time.
+    assert some_off.devices[1].compute_bytes == all_on.devices[1].compute_bytes + 22 * MIB
+    # Six whole layers, and the feed-forward parts of two more.
+    assert layers_off.devices[0].weights_bytes - all_on.devices[0].weights_bytes == (600 + 120) * MIB
+
+
+def test_in_small_steps_the_cpu_computes_with_them() -> None:
+    shape = placed(feed_forward_parts=(PartFacts(bytes=60 * MIB, largest_bytes=22 * MIB),) * 32)
+    small: dict[str, KnobValue] = {"context_tokens": 8192, "ubatch": 16}
+    all_on = estimate_memory(shape, small, gpus=("GPU",))
+    some_off = estimate_memory(shape, {**small, "cpu_ffn_layers": 32}, gpus=("GPU",))
+    assert all_on is not None
+    assert some_off is not None
+    assert some_off.devices[0].compute_bytes > all_on.devices[0].compute_bytes
+    assert some_off.devices[1].compute_bytes < all_on.devices[1].compute_bytes
+
+
+def test_without_a_gpu_everything_is_in_main_memory_anyhow() -> None:
+    shape = placed(feed_forward_parts=(PartFacts(bytes=60 * MIB),) * 32)
+    knobs: dict[str, KnobValue] = {"context_tokens": 8192}
+    assert estimate_memory(shape, {**knobs, "cpu_ffn_layers": 9}) == estimate_memory(shape, knobs)
+
+
 def test_layers_are_shared_out_by_the_split() -> None:
     even = estimate_memory(placed(), {"context_tokens": 8192}, gpus=("A", "B"))
     uneven = estimate_memory(placed(), {"context_tokens": 8192}, gpus=("A", "B"), split=(3.0, 1.0))
@@ -351,22 +385,24 @@ def test_a_larger_step_never_takes_less(shape: ModelFacts, knobs: dict[str, Knob
     assert total(shape, **knobs, batch=8192) <= total(shape, **{**knobs, "ubatch": ubatch + more, "batch": 8192})
 
 
-@given(shape=SHAPES, knobs=KNOBS, layers=st.integers(0, 9), gpus=st.integers(1, 3))
+@given(shape=SHAPES, knobs=KNOBS, layers=st.integers(0, 9), inner=st.integers(0, 9), gpus=st.integers(1, 3))
 def test_placing_layers_loses_and_doubles_no_cache(
-    shape: ModelFacts, knobs: dict[str, KnobValue], layers: int, gpus: int
+    shape: ModelFacts, knobs: dict[str, KnobValue], layers: int, inner: int, gpus: int
 ) -> None:
     part = PartFacts(bytes=MIB, largest_bytes=MIB)
     whole = shape.model_copy(
         update={
             "layer_parts": (part,) * 6,
             "expert_parts": (part,) * 6,
+            "feed_forward_parts": (PartFacts(bytes=MIB // 2, largest_bytes=MIB // 4),) * 6,
             "input_part": part,
             "output_part": part,
             "tied_embeddings": False,
         }
     )
     alone = estimate_memory(whole, knobs, engine=Engine(frozenset()))
-    spread = estimate_memory(whole, {**knobs, "gpu_layers": layers}, gpus=tuple("abc"[:gpus]))
+    placed_knobs = {**knobs, "gpu_layers": layers, "cpu_ffn_layers": inner}
+    spread = estimate_memory(whole, placed_knobs, gpus=tuple("abc"[:gpus]))
     assert alone is not None
     assert spread is not None
     assert sum(device.kv_bytes for device in spread.devices) == alone.devices[0].kv_bytes

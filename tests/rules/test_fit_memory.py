@@ -13,8 +13,10 @@ from velollm.facts import Facts, GpuFacts, MemoryFacts, ModelFacts, PartFacts
 from velollm.knobs import KnobValue, Profile, Wish
 from velollm.models.memory import CPU, estimate_memory
 from velollm.rules.base import Skip
+from velollm.rules.costs import Costs
 from velollm.rules.fit_memory import Solution, decide, place_model
-from velollm.rules.room import machine_of
+from velollm.rules.placement import place_costs
+from velollm.rules.room import Machine, Room, machine_of
 from velollm.units import GIB, MIB
 
 LAYERS = 8
@@ -25,7 +27,7 @@ def part(size: int) -> PartFacts:
 
 
 def model(architecture: str, expert_bytes: int = 0, **fields: Any) -> ModelFacts:
-    """A model of 8 layers of 150 MiB each, and experts besides."""
+    """A model of 8 layers of 150 MiB each, 100 of them feed-forward, and experts besides."""
     parts = [part(150 * MIB)] * LAYERS
     experts = [part(expert_bytes) if expert_bytes else PartFacts(bytes=0)] * LAYERS
     shape: dict[str, Any] = {
@@ -44,6 +46,7 @@ def model(architecture: str, expert_bytes: int = 0, **fields: Any) -> ModelFacts
         "parameters": 8 * (sum(p.bytes for p in [*parts, *experts]) + 200 * MIB) // 5,
         "tensor_bytes": sum(p.bytes for p in [*parts, *experts]) + 200 * MIB,
         "layer_parts": tuple(parts),
+        "feed_forward_parts": (part(100 * MIB),) * LAYERS,
         "expert_parts": tuple(experts),
         "mtp_parts": (),
         "input_part": part(100 * MIB),
@@ -71,10 +74,10 @@ def facts(of: ModelFacts, cards_free: list[int], main: int) -> Facts:
     return Facts(gpus=gpus, memory=MemoryFacts(total_bytes=64 * GIB, available_bytes=main), model=of)
 
 
-def wish(context: int = 16384, slots: int = 1, minimum: int = 4096, **pins: KnobValue) -> Wish:
+def wish(context: int = 16384, slots: int = 1, minimum: int = 4096, backend: str = "ollama", **pins: KnobValue) -> Wish:
     profile = Profile("test", "", context, slots, "chat", "decode", minimum_context_tokens=minimum)
     defaults: dict[str, KnobValue] = {"context_tokens": 4096, "slots": 1, "batch": 2048, "ubatch": 2048}
-    return Wish(profile, defaults, pins, "ollama")
+    return Wish(profile, defaults, pins, backend)
 
 
 wishes = st.builds(
@@ -82,6 +85,7 @@ wishes = st.builds(
     context=st.sampled_from([4096, 16384, 50_000, 131_072]),
     slots=st.integers(1, 6),
     minimum=st.sampled_from([1024, 4096]),
+    backend=st.sampled_from(["ollama", "llamacpp"]),
 )
 
 
@@ -114,6 +118,7 @@ def test_no_plan_exceeds_what_a_device_has(model: ModelFacts, cards_free: list[i
         "load_mode": "none",
         "gpu_layers": placement.gpu_layers,
         "cpu_moe_layers": placement.cpu_moe_layers,
+        "cpu_ffn_layers": placement.cpu_ffn_layers,
     }
     used = sum(placement.card_layers) > 0
     split = tuple(float(layers) for layers in placement.card_layers)
@@ -196,6 +201,91 @@ def test_a_layer_takes_its_cache_along_and_the_reason_says_so() -> None:
     assert advice.placement is not None
     assert advice.placement.kv_main_bytes > 0
     assert "of their KV cache" in advice.reason
+
+
+def test_feed_forward_parts_go_before_layers_where_the_server_has_one_model() -> None:
+    here = facts(DENSE, [int(2.7 * GIB)], 32 * GIB)
+    advice = decide(here, {}, wish(backend="llamacpp"))
+    assert not isinstance(advice, Skip)
+    placement = advice.placement
+    assert placement is not None
+    assert (placement.where, placement.spills) == ("gpu+cpu", "feed-forward")
+    assert (placement.gpu_layers, placement.kv_main_bytes) == (LAYERS + 1, 0)
+    assert placement.read_main_bytes == placement.cpu_ffn_layers * 100 * MIB
+    # The engine's own choice is whole layers, so this has to be set, and --fit then moves nothing.
+    assert advice.values["cpu_ffn_layers"] == placement.cpu_ffn_layers > 0
+    assert advice.values.get("gpu_layers") is None
+    reason, basis = advice.why("cpu_ffn_layers")
+    assert basis == "arithmetic"
+    assert "stay on the GPU" in reason
+    assert "% of the decode speed" in reason or "each token reads" in reason
+
+
+def test_in_a_server_of_many_models_they_are_named_and_not_set() -> None:
+    advice = decide(facts(DENSE, [int(2.7 * GIB)], 32 * GIB), {}, wish())
+    assert not isinstance(advice, Skip)
+    assert advice.placement is not None
+    assert advice.placement.spills == "layers"
+    assert advice.values.get("cpu_ffn_layers") is None
+    assert "--set cpu_ffn_layers=" in advice.reason
+    assert "every model of the server" in advice.reason
+
+
+@pytest.mark.parametrize(
+    ("model", "cards", "pins"),
+    [(EXPERTS, [int(2.4 * GIB)], {}), (DENSE, [2 * GIB, 2 * GIB], {}), (DENSE, [int(2.7 * GIB)], {"gpu_layers": 4})],
+    ids=["experts are left to --fit", "so are several cards", "the user's own numbers count"],
+)
+def test_where_the_plan_does_not_set_them(model: ModelFacts, cards: list[int], pins: dict[str, KnobValue]) -> None:
+    advice = decide(facts(model, cards, 32 * GIB), {}, wish(backend="llamacpp", **pins))  # type: ignore[arg-type]
+    assert not isinstance(advice, Skip)
+    assert advice.values.get("cpu_ffn_layers") is None
+    assert advice.placement is not None
+    assert advice.placement.cpu_ffn_layers == 0
+
+
+def test_the_users_own_number_of_feed_forward_parts_is_counted_with() -> None:
+    fit = solve(facts(DENSE, [8 * GIB], 32 * GIB), wish(cpu_ffn_layers=3)).fit
+    assert fit is not None
+    assert (fit.placement.spills, fit.placement.cpu_ffn_layers) == ("feed-forward", 3)
+    assert fit.placement.read_main_bytes == 300 * MIB
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(3 * GIB // 2, 4 * GIB),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(1, 200), st.integers(0, 200), st.integers(0, 400)), min_size=1, max_size=12),
+)
+def test_the_spill_that_reads_least_from_main_memory_is_taken(
+    free: int, slots: int, layers: list[tuple[int, int, int]]
+) -> None:
+    inner, rest, cache = zip(*layers, strict=True)
+    costs = Costs(
+        layers=tuple((a + b) * MIB for a, b in zip(inner, rest, strict=True)),
+        experts=(0,) * len(layers),
+        cache=tuple(size * MIB for size in cache),
+        output=100 * MIB,
+        card=50 * MIB,
+        guest=0,
+        main=0,
+        all_main=10 * GIB,
+        feed_forward=tuple(size * MIB for size in inner),
+        slots=slots,
+    )
+    machine = Machine((Room("GPU memory", free),), Room("main memory", 64 * GIB))
+    with_it, without = (place_costs(costs, machine, spills_ffn=spills) for spills in (True, False))
+    assert with_it is not None
+    assert without is not None
+    slow, slow_without = (p.read_main_bytes + p.kv_main_bytes / slots for p in (with_it, without))
+    assert slow <= slow_without
+    assert sum(with_it.card_bytes) <= free
+    if with_it.spills == "feed-forward":
+        assert with_it.kv_main_bytes == 0
+    roomier = replace(machine, cards=(Room("GPU memory", free + 100 * MIB),))
+    more = place_costs(costs, roomier, spills_ffn=True)
+    assert more is not None
+    assert more.read_main_bytes + more.kv_main_bytes / slots <= slow
 
 
 def test_the_price_of_a_spill_is_bytes_over_bandwidth() -> None:

@@ -18,7 +18,7 @@ from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Se
 from velollm.backends.child import Child
 from velollm.backends.embedded_child import READY
 from velollm.backends.gguf_files import find_gguf
-from velollm.backends.llamaargs import ARG_OF_KNOB, OPENMP_WAIT
+from velollm.backends.llamaargs import ARG_OF_KNOB, OPENMP_WAIT, render_arg
 from velollm.backends.llamabase import refuse_taken, serving
 from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.facts import Facts
@@ -64,7 +64,7 @@ class EmbeddedBackend(Backend):
             if name not in self.knobs or value is None or value == defaults.get(name):
                 continue
             if KNOBS[name].scope == "server" and name in _ENVIRONMENT:
-                settings.append(Setting("environment", _ENVIRONMENT[name], str(value), name))
+                settings.append(Setting("environment", _ENVIRONMENT[name], render_arg(name, value), name))
             else:
                 settings.append(Setting("engine", name, str(value), name))
         return tuple(settings)

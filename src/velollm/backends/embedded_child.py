@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from velollm.backends.child import WRAPPER_ERROR
-from velollm.backends.llamaargs import speculation_options
+from velollm.backends.llamaargs import render_ffn_override, speculation_options
 
 READY = "velollm-ready "
 
@@ -45,15 +45,22 @@ def make_params(xllamacpp: Any, model: str, knobs: dict[str, Any], port: int) ->
         params.cpuparams_batch.n_threads = knobs["batch_threads"]
     if knobs.get("gpu_layers") is not None:
         params.n_gpu_layers = knobs["gpu_layers"]
-    if layers := knobs.get("cpu_moe_layers"):
-        # As `--n-cpu-moe` has it: common/common.h of llama.cpp, llm_ffn_exps_block_regex.
-        patterns = (rf"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU" for layer in range(layers))
-        params.tensor_buft_overrides = ",".join(patterns)
+    if overrides := _overrides(knobs):
+        params.tensor_buft_overrides = ",".join(overrides)
     for name in ("k", "v"):
         if kind := knobs.get(f"kv_type_{name}"):
             setattr(params, f"cache_type_{name}", xllamacpp.ggml_type[f"GGML_TYPE_{kind.upper()}"])
     _set_modes(xllamacpp, params, knobs)
     return params
+
+
+def _overrides(knobs: dict[str, Any]) -> list[str]:
+    # As `--n-cpu-moe` has it: common/common.h of llama.cpp, llm_ffn_exps_block_regex.
+    experts = range(knobs.get("cpu_moe_layers") or 0)
+    found = [rf"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU" for layer in experts]
+    if layers := knobs.get("cpu_ffn_layers"):
+        found.append(render_ffn_override(layers))
+    return found
 
 
 def _set_modes(xllamacpp: Any, params: Any, knobs: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Names: llama.cpp b10488, common/arg.cpp (`set_env`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from velollm.knobs import DRAFT_KINDS, Knobs, KnobValue
@@ -25,6 +26,7 @@ ARG_OF_KNOB: Mapping[str, str] = {
     "cache_reuse": "LLAMA_ARG_CACHE_REUSE",
     "gpu_layers": "LLAMA_ARG_N_GPU_LAYERS",
     "cpu_moe_layers": "LLAMA_ARG_N_CPU_MOE",
+    "cpu_ffn_layers": "LLAMA_ARG_OVERRIDE_TENSOR",
     "kv_unified": "LLAMA_ARG_KV_UNIFIED",
     "kv_offload": "LLAMA_ARG_KV_OFFLOAD",
 }
@@ -37,6 +39,11 @@ _NUMBERS = frozenset({"threads", "slots", "batch", "ubatch"})
 # Here 0 is a number like others.
 _COUNTS = frozenset({"gpu_layers", "cpu_moe_layers", "cache_reuse"})
 _SWITCHES = frozenset({"kv_unified", "kv_offload", "repack"})
+# The only override that is written or understood. No backslash, dollar or percent sign: each means something else in
+# one of the places where settings live. The engine splits a value at commas and at its first equals sign, and searches
+# names for the pattern (common/arg.cpp:253, src/llama-model-loader.cpp:1184).
+_FFN_TENSORS = "[.]ffn_(gate|up|down)(_shexp)?[.](weight|bias)=CPU"
+_FFN_OVERRIDE = re.compile(r"blk\[\.\]\((\d{1,4}(?:\|\d{1,4})*)\)" + re.escape(_FFN_TENSORS))
 # The engine's own words for a truth value (common/arg.cpp:1332-1338).
 _TRUE, _FALSE = ("on", "enabled", "true", "1"), ("off", "disabled", "false", "0")
 
@@ -91,6 +98,9 @@ def parse_llama_args(environ: Mapping[str, str]) -> dict[str, KnobValue]:
         if knob in _SWITCHES:
             if (value := parse_switch(text)) is not None:
                 knobs[knob] = value
+        elif knob == "cpu_ffn_layers":
+            if (layers := parse_ffn_override(text)) is not None:
+                knobs[knob] = layers
         elif knob in _COUNTS:
             if text.isdecimal():
                 knobs[knob] = int(text)
@@ -114,6 +124,29 @@ def parse_switch(text: str) -> str | None:
     return "on" if text in _TRUE else "off" if text in _FALSE else None
 
 
+def render_arg(knob: str, value: KnobValue) -> str:
+    """A knob's value as its variable or flag has it."""
+    return render_ffn_override(value) if knob == "cpu_ffn_layers" and isinstance(value, int) else str(value)
+
+
+def render_ffn_override(layers: int) -> str:
+    """The override that keeps the dense feed-forward part, shared experts included, of the first layers on the CPU.
+
+    0 matches no layer, because a variable that is there but empty would end the engine.
+    """
+    numbers = "|".join(map(str, range(layers))) or "none"
+    return f"blk[.]({numbers}){_FFN_TENSORS}"
+
+
+def parse_ffn_override(text: str) -> int | None:
+    """How many layers, from the first, that override is for; None where it is another one."""
+    match = _FFN_OVERRIDE.fullmatch(text)
+    if match is None:
+        return 0 if text == render_ffn_override(0) else None
+    layers = match.group(1).count("|") + 1
+    return layers if text == render_ffn_override(layers) else None
+
+
 def render_flags(knobs: Knobs) -> list[str]:
     """Command-line flags of `llama-server` for these knobs; unset ones are left to the engine."""
     flags = {
@@ -127,11 +160,12 @@ def render_flags(knobs: Knobs) -> list[str]:
         "load_mode": "--load-mode",
         "gpu_layers": "--n-gpu-layers",
         "cpu_moe_layers": "--n-cpu-moe",
+        "cpu_ffn_layers": "--override-tensor",
     }
     argv: list[str] = []
     for knob, flag in flags.items():
         if (value := knobs.get(knob)) is not None:
-            argv += [flag, str(value)]
+            argv += [flag, render_arg(knob, value)]
     if knobs.get("batch_threads") is not None:
         argv += ["--threads-batch", str(knobs["batch_threads"])]
     if knobs.get("repack") == "off":

@@ -20,6 +20,7 @@ from velollm.backends.llamaargs import (
     CONTEXT_ARG,
     DRAFT_TOKENS_ARG,
     OPENMP_WAIT,
+    render_arg,
     render_flags,
     total_context_tokens,
 )
@@ -67,7 +68,7 @@ class LlamaCppBackend(Backend):
         defaults = self.default_knobs(facts)
         changed = {k: v for k, v in knobs.items() if k in self.knobs and v is not None and v != defaults.get(k)}
         settings = [
-            Setting("environment", arg, str(value), name)
+            Setting("environment", arg, render_arg(name, value), name)
             for name, value in changed.items()
             if (arg := _ENVIRONMENT.get(name)) is not None
         ]

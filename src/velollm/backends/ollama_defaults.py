@@ -71,6 +71,7 @@ def ollama_default_knobs(facts: Facts) -> Knobs:
         "kv_offload": "on",
         "gpu_layers": None,
         "cpu_moe_layers": None,
+        "cpu_ffn_layers": None,
         "flash_attention": "auto",
         "batch": batch,
         "ubatch": batch,

@@ -17,6 +17,7 @@ from velollm.backends.llamaargs import (
     OPENMP_WAIT,
     parse_llama_args,
     parse_speculation_options,
+    render_arg,
     speculation_options,
     total_context_tokens,
 )
@@ -40,7 +41,10 @@ PARAMETER_OF_KNOB = {
     "gpu_layers": "num_gpu",
 }
 # What no parameter reaches; the child llama-server has these names since the pin of 0.30.0.
-_ENGINE_KNOBS = ("cpu_moe_layers", "kv_unified", "kv_offload", "repack", "draft_model", "cache_reuse")
+_ENGINE_KNOBS = (
+    *("cpu_moe_layers", "cpu_ffn_layers", "kv_unified", "kv_offload"),
+    *("repack", "draft_model", "cache_reuse"),
+)
 TUNING = frozenset(
     f"OLLAMA_{name}"
     for name in (
@@ -111,7 +115,7 @@ def _environment(changed: Mapping[str, KnobValue], knobs: Knobs) -> list[Setting
         add(OPENMP_WAIT, changed["openmp_wait"], "openmp_wait")
     for knob in _ENGINE_KNOBS:
         if knob in changed and (knob != "draft_model" or changed.get("speculation") in DRAFT_KINDS):
-            add(ARG_OF_KNOB[knob], changed[knob], knob)
+            add(ARG_OF_KNOB[knob], render_arg(knob, changed[knob]), knob)
     k, v = knobs.get("kv_type_k"), knobs.get("kv_type_v")
     if {"kv_type_k", "kv_type_v"} & changed.keys():
         if k == v:

@@ -39,6 +39,12 @@ def command(
         int | None,
         typer.Option("--cpu-moe-layers", metavar="N", min=0, help="Layers whose experts stay in main memory."),
     ] = None,
+    cpu_ffn_layers: Annotated[
+        int | None,
+        typer.Option(
+            "--cpu-ffn-layers", metavar="N", min=0, help="Layers whose dense feed-forward part stays in main memory."
+        ),
+    ] = None,
     load_mode: Annotated[
         str | None, typer.Option("--load-mode", metavar="auto|none|mmap|mlock", help="How weights get into memory.")
     ] = None,
@@ -75,6 +81,7 @@ def command(
         "ubatch": ubatch,
         "gpu_layers": gpu_layers,
         "cpu_moe_layers": cpu_moe_layers,
+        "cpu_ffn_layers": cpu_ffn_layers,
     }
     knobs: dict[str, KnobValue] = {name: value for name, value in numbers.items() if value is not None}
     knobs.update(_parsed(texts))

@@ -66,8 +66,9 @@ class ModelFacts(Frozen):
     ``shared_expert_feed_forward_length``: width of what all tokens go through beside their experts. ``expert_layers``:
     which layers have experts; where that is unknown, all but the first ``dense_layers``.
 
-    Where the weights are, for whoever places them: ``layer_parts`` (without routed experts), ``expert_parts`` (the
-    routed experts of each layer), ``mtp_parts`` (one for each MTP layer), ``input_part`` (the embedding, which stays in
+    Where the weights are, for whoever places them: ``layer_parts`` (without routed experts), ``feed_forward_parts``
+    (what of these is feed-forward, shared experts included), ``expert_parts`` (the routed experts of each layer),
+    ``mtp_parts`` (one for each MTP layer), ``input_part`` (the embedding, which stays in
     main memory), ``output_part`` (output matrix, last norm and the like), ``projector_bytes`` (what turns pictures into
     embeddings). With ``tied_embeddings`` the file has no output matrix: the engine multiplies with the embedding, a
     second copy of it where the output layer is elsewhere.
@@ -106,6 +107,7 @@ class ModelFacts(Frozen):
     has_chat_template: bool | None = None
     tensor_bytes: int | None = None
     layer_parts: tuple[PartFacts, ...] | None = None
+    feed_forward_parts: tuple[PartFacts, ...] | None = None
     expert_parts: tuple[PartFacts, ...] | None = None
     mtp_parts: tuple[PartFacts, ...] | None = None
     input_part: PartFacts | None = None

@@ -89,17 +89,20 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def build_graph(model: ModelFacts, step: Step, homes: tuple[int, ...] = ()) -> Graph | None:
+def build_graph(
+    model: ModelFacts, step: Step, homes: tuple[int, ...] = (), feed_forward: tuple[int, ...] = ()
+) -> Graph | None:
     """The graph of one step; None where the model's shape is not known well enough.
 
-    ``homes``: the device of each layer, and of the output, for a model that is on several.
+    ``homes``: the device of each layer, and of the output, for a model that is on several; ``feed_forward``: that of
+    each layer's dense feed-forward part.
     """
     if model.embedding_length is None or model.layers is None or model.vocab is None:
         return None
     if model.layers < 1 or model.recurrent_layers is None:
         return None
     try:
-        return _Model(model, step, homes).build()
+        return _Model(model, step, homes, feed_forward).build()
     except _UnknownError:
         return None
 
@@ -111,11 +114,12 @@ class _UnknownError(Exception):
 class _Model:
     """Builds one graph."""
 
-    def __init__(self, model: ModelFacts, step: Step, homes: tuple[int, ...]) -> None:
+    def __init__(self, model: ModelFacts, step: Step, homes: tuple[int, ...], feed_forward: tuple[int, ...]) -> None:
         self._model = model
         self._recipe = RECIPES.get(model.architecture or "", PLAIN)
         self._step = step
         self._homes = homes
+        self._inner_homes = feed_forward or homes
         self._parts = Parts(step, model.embedding_length or 0)
         self._graph = self._parts.graph
         self._layers = model.layers or 0
@@ -211,12 +215,22 @@ class _Model:
         cur = add(mixed, before)
         if not self._has_inner(layer):
             return cur
-        found = self._inner(norm(cur), layer)
+        found = self._elsewhere(norm(cur), layer)
         if recipe.scaled_residual:
             found = unary(found)
         if recipe.post_norms:
             found = norm(found)
         return add(found, cur)
+
+    def _elsewhere(self, normed: Tensor, layer: int) -> Tensor:
+        """The feed-forward part, on a device of its own where the layer's dense one has been put elsewhere."""
+        if not self._homes or self._inner_homes[layer] == self._homes[layer] or self._has_experts(layer):
+            return self._inner(normed, layer)
+        self._graph.expand(normed)
+        self._graph.device = self._inner_homes[layer]
+        found = self._graph.expand(self._inner(normed, layer))
+        self._enter(layer)
+        return found
 
     def _residual(self, cur: Tensor, before: Tensor, outputs: Tensor | None) -> Tensor:
         if outputs is not None:

@@ -107,6 +107,7 @@ class _Settings:
     mmap: bool
     gpu_layers: int | None
     cpu_moe_layers: int
+    cpu_ffn_layers: int
     speculation: str
 
 
@@ -128,6 +129,7 @@ def _settings(model: ModelFacts, knobs: Knobs) -> _Settings | None:
         mmap=knobs.get("load_mode") in (None, "auto", "mmap", "mlock"),
         gpu_layers=layers if isinstance(layers, int) and layers >= 0 else None,
         cpu_moe_layers=_number(knobs, "cpu_moe_layers") or 0,
+        cpu_ffn_layers=_number(knobs, "cpu_ffn_layers") or 0,
         speculation=str(knobs.get("speculation") or "none"),
     )
 
@@ -157,7 +159,9 @@ def estimate_memory(
         return None if found is None else MemoryEstimate(found)
     beside = _devices(
         draft,
-        replace(settings, kv_k="f16", kv_v="f16", gpu_layers=None, cpu_moe_layers=0, speculation="none"),
+        replace(
+            settings, kv_k="f16", kv_v="f16", gpu_layers=None, cpu_moe_layers=0, cpu_ffn_layers=0, speculation="none"
+        ),
         draft.layers or 0,
         gpus,
         split,
@@ -186,6 +190,7 @@ def _devices(
         cpu_moe_layers=settings.cpu_moe_layers,
         gpus=gpus,
         split=split,
+        cpu_ffn_layers=settings.cpu_ffn_layers,
     )
     # Beside a GPU the CPU's weights stay as the GPU can read them (src/llama-model.cpp, ``make_cpu_buft_list``).
     weights = estimate_weights(model, placement, frozenset() if gpus else engine.repacks, mmap=settings.mmap)
@@ -211,10 +216,14 @@ def _devices(
     names = (CPU, *gpus)
     homes = tuple(names.index(home) for home in (*placement.layers[:layers], placement.output))
     parallel = len(gpus) > 1 and CPU not in placement.layers
-    compute, output = compute_bytes(model, step, homes, len(names), parallel=parallel), output_bytes(model, step)
+    # In large steps a GPU computes with weights of main memory too.
+    offloads = bool(gpus) and step.tokens >= _OFFLOADED_TOKENS
+    inner = () if offloads else tuple(names.index(home) for home in placement.feed_forward[:layers])
+    compute = compute_bytes(model, step, homes, len(names), parallel=parallel, feed_forward=inner)
+    output = output_bytes(model, step)
     if weights is None or kv is None or states is None or compute is None or output is None:
         return None
-    if gpus and step.tokens >= _OFFLOADED_TOKENS:
+    if offloads:
         compute = (compute[0], compute[1] + largest_on_cpu(model, placement), *compute[2:])
     # What turns pictures into embeddings goes to the first GPU, if there is one (tools/mtmd/clip.cpp).
     projector = model.projector_bytes or 0

@@ -52,14 +52,21 @@ def _turns(model: ModelFacts, head: int | None, sliding_head: int | None) -> boo
 
 
 def compute_bytes(
-    model: ModelFacts, step: Step, homes: tuple[int, ...] = (), devices: int = 1, *, parallel: bool = False
+    model: ModelFacts,
+    step: Step,
+    homes: tuple[int, ...] = (),
+    devices: int = 1,
+    *,
+    parallel: bool = False,
+    feed_forward: tuple[int, ...] = (),
 ) -> tuple[int, ...] | None:
     """The compute buffer on each device; None where the model's shape is not known well enough.
 
-    ``homes``: the device of each layer and of the output, 0 for the CPU. ``parallel``: several GPUs work on several
+    ``homes``: the device of each layer and of the output, 0 for the CPU; ``feed_forward``: of each layer's dense
+    feed-forward part, where that is another one. ``parallel``: several GPUs work on several
     steps at once, and keep four copies of the inputs (GGML_SCHED_MAX_COPIES).
     """
-    graph = build_graph(model, step, homes if devices > 1 else ())
+    graph = build_graph(model, step, *((homes, feed_forward) if devices > 1 else ()))
     if graph is None:
         return None
     if devices == 1:

@@ -15,12 +15,14 @@ CPU = "CPU"
 class Placement:
     """Where the engine puts things: a device name for each layer, and for the output matrix.
 
-    ``layers`` includes MTP layers at its end. ``experts``: where the routed experts of each layer are.
+    ``layers`` includes MTP layers at its end. ``experts``: where the routed experts of each layer are;
+    ``feed_forward``: where what all tokens go through beside attention is, the same way.
     """
 
     layers: tuple[str, ...]
     experts: tuple[str, ...]
     output: str
+    feed_forward: tuple[str, ...] = ()
 
 
 @dataclass
@@ -43,6 +45,7 @@ def place(
     cpu_moe_layers: int,
     gpus: tuple[str, ...],
     split: tuple[float, ...] | None = None,
+    cpu_ffn_layers: int = 0,
 ) -> Placement:
     """Layers and output matrix by device, as llama.cpp shares them out (src/llama-model.cpp:1354-1379).
 
@@ -60,8 +63,11 @@ def place(
         return gpus[min(bisect_right(bounds, (layer - first) / used), len(gpus) - 1)]
 
     homes = tuple(device(layer) for layer in range(layers))
-    experts = tuple(CPU if layer < cpu_moe_layers else home for layer, home in enumerate(homes))
-    return Placement(homes, experts, device(layers))
+
+    def but_first(count: int) -> tuple[str, ...]:
+        return tuple(CPU if layer < count else home for layer, home in enumerate(homes))
+
+    return Placement(homes, but_first(cpu_moe_layers), device(layers), but_first(cpu_ffn_layers))
 
 
 def estimate_weights(
@@ -96,7 +102,11 @@ def largest_on_cpu(model: ModelFacts, placement: Placement) -> int:
     a part are not known one by one, a third of it, as of three matrices.
     """
     found = [0]
-    for homes, parts in ((placement.layers, model.layer_parts), (placement.experts, model.expert_parts)):
+    for homes, parts in (
+        (placement.layers, model.layer_parts),
+        (placement.feed_forward, model.feed_forward_parts),
+        (placement.experts, model.expert_parts),
+    ):
         for home, part in zip(homes, parts or (), strict=False):
             if home == CPU:
                 found.append(part.bytes // 3 if part.largest_bytes is None else part.largest_bytes)
@@ -128,6 +138,13 @@ def _whole(model: ModelFacts, placement: Placement) -> dict[str, WeightBytes] | 
 def _parts(model: ModelFacts, placement: Placement) -> list[tuple[str, PartFacts]]:
     layers, experts = model.layer_parts or (), model.expert_parts or ()
     found = list(zip(placement.layers, layers, strict=False))
+    for number, (home, inner, part) in enumerate(
+        zip(placement.layers, placement.feed_forward, model.feed_forward_parts or (), strict=False)
+    ):
+        if inner != home:
+            # Of what stays on a GPU the bytes alone matter: nothing is repacked there.
+            found[number] = (home, PartFacts.model_construct(bytes=layers[number].bytes - part.bytes))
+            found.append((inner, part))
     found += zip(placement.experts, experts, strict=False)
     found += zip(placement.layers[len(layers) :], model.mtp_parts or (), strict=False)
     assert model.input_part is not None

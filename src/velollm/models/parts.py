@@ -13,6 +13,8 @@ from velollm.models.header import TensorInfo
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _EXPERTS = re.compile(r"\.ffn_(?:gate|up|down|gate_up)_(?:ch)?exps\.")
+# What `cpu_ffn_layers` moves: no norms, no routers (backends/llamaargs.py names the same ones to the engine).
+_FEED_FORWARD = re.compile(r"\.ffn_(?:gate|up|down)(?:_shexp)?\.(?:weight|bias)$")
 _OTHER_PARTS = ("v.", "mm.", "a.", "resampler.")  # tools/mtmd/clip-impl.h, TN_*
 _INPUTS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
 # Rows that every repacked format interleaves (ggml/src/ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type).
@@ -54,6 +56,7 @@ def weight_parts(tensors: Iterable[TensorInfo], layers: int, mtp_layers: int) ->
     tied = not any(info.name == "output.weight" for info in tensors)
     blocks = [_Sum(placed=placed) for _ in range(layers + mtp_layers)]
     experts = [_Sum(placed=placed) for _ in range(layers + mtp_layers)]
+    feed_forward = [_Sum(placed=placed) for _ in range(layers)]
     embedding, output, projector = (_Sum(placed=placed) for _ in range(3))
     for info in tensors:
         match = _BLOCK.match(info.name)
@@ -61,7 +64,10 @@ def weight_parts(tensors: Iterable[TensorInfo], layers: int, mtp_layers: int) ->
             number = int(match.group(1))
             if number < len(blocks):
                 routed = _EXPERTS.search(info.name) is not None
-                (experts if routed else blocks)[number].add(info, matrix=_is_matrix(info, 3 if routed else 2))
+                matrix = _is_matrix(info, 3 if routed else 2)
+                (experts if routed else blocks)[number].add(info, matrix=matrix)
+                if number < layers and _FEED_FORWARD.search(info.name):
+                    feed_forward[number].add(info, matrix=matrix)
         elif info.name.startswith(_OTHER_PARTS):
             projector.add(info, matrix=False)
         elif info.name.startswith(_INPUTS):
@@ -71,6 +77,7 @@ def weight_parts(tensors: Iterable[TensorInfo], layers: int, mtp_layers: int) ->
             output.add(info, matrix=_is_matrix(info, 2))
     return {
         "layer_parts": tuple(part.facts() for part in blocks[:layers]),
+        "feed_forward_parts": tuple(part.facts() for part in feed_forward),
         "expert_parts": tuple(part.facts() for part in experts[:layers]),
         "mtp_parts": tuple(
             _both(dense.facts(), routed.facts())

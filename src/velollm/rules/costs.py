@@ -9,14 +9,18 @@ from velollm.knobs import Knobs, KnobValue
 from velollm.models.memory import CPU, DEFAULT_UBATCH, DeviceMemory, estimate_memory
 from velollm.rules.room import weight_bytes
 
+# Knobs that say what goes where.
+PLACING = ("gpu_layers", "cpu_moe_layers", "cpu_ffn_layers")
+
 
 @dataclass(frozen=True)
 class Costs:
     """Bytes of a model under certain knobs, each layer by itself. Tuples have one entry a layer, MTP layers last.
 
-    ``layers``: weights without routed experts; ``cache``: KV cache and recurrent state. ``output``: the output matrix,
-    which goes where the last layer goes. ``card``: buffers on each GPU that takes part; ``guest``: on the first also
-    one for weights of main memory that it computes with in large steps. ``main``: what main memory has in any case;
+    ``layers``: weights without routed experts, ``feed_forward``: what of these is dense feed-forward; ``cache``: KV
+    cache and recurrent state of all ``slots``. ``output``: the output matrix, which goes where the last layer goes.
+    ``card``: buffers on each GPU that takes part; ``guest``: on the first also one for weights of main memory that it
+    computes with in large steps. ``main``: what main memory has in any case;
     ``all_main``: what it has where the CPU computes everything. ``active``: share of the experts that one token reads.
     """
 
@@ -29,6 +33,8 @@ class Costs:
     main: int
     all_main: int
     active: float = 1.0
+    feed_forward: tuple[int, ...] = ()
+    slots: int = 1
 
     @property
     def on_cards(self) -> int:
@@ -44,6 +50,7 @@ class Costs:
             self,
             layers=tuple(round(size * factor) for size in self.layers),
             experts=tuple(round(size * factor) for size in self.experts),
+            feed_forward=tuple(round(size * factor) for size in self.feed_forward),
             output=round(self.output * factor),
             all_main=self.all_main - round(weights * (1 - factor)),
         )
@@ -60,7 +67,7 @@ def estimate_costs(model: ModelFacts, knobs: Knobs, *, gpus: int) -> Costs | Non
     evenly. None where the model's shape is not known well enough.
     """
     # What is mapped twice can be dropped, so it is not needed.
-    asked: dict[str, KnobValue] = {**knobs, "load_mode": "none", "gpu_layers": None, "cpu_moe_layers": None}
+    asked: dict[str, KnobValue] = {**knobs, "load_mode": "none", **dict.fromkeys(PLACING)}
     if None in (model.layer_parts, model.expert_parts, model.input_part, model.output_part):
         gpus = 0
     estimate = estimate_memory(model, asked, gpus=tuple(f"GPU {number}" for number in range(gpus)))
@@ -83,6 +90,8 @@ def estimate_costs(model: ModelFacts, knobs: Knobs, *, gpus: int) -> Costs | Non
         main=host.total_bytes,
         all_main=estimate.total_bytes,
         active=(model.experts_used or 1) / model.experts if model.experts else 1.0,
+        feed_forward=_feed_forward(model, len(dense)),
+        slots=slots if isinstance(slots := knobs.get("slots"), int) and slots > 0 else 1,
     )
 
 
@@ -102,6 +111,14 @@ def _weights(model: ModelFacts, total: int) -> tuple[tuple[int, ...], tuple[int,
     more = tuple(part.bytes for part in model.mtp_parts or ())
     dense = tuple(part.bytes for part in model.layer_parts) + more
     return dense, tuple(part.bytes for part in model.expert_parts) + (0,) * len(more)
+
+
+def _feed_forward(model: ModelFacts, count: int) -> tuple[int, ...]:
+    """Dense feed-forward weights by layer; 0 where it is not known which these are, and in MTP layers."""
+    if model.layer_parts is None or model.feed_forward_parts is None:
+        return (0,) * count
+    found = tuple(part.bytes for part in model.feed_forward_parts)
+    return (*found, *(0,) * (count - len(found)))
 
 
 def _kv_weights(model: ModelFacts, knobs: Knobs) -> list[int]:

@@ -7,22 +7,26 @@ from dataclasses import dataclass, replace
 from velollm.facts import Facts, ModelFacts
 from velollm.knobs import Basis, Knobs, KnobValue, Wish
 from velollm.rules.base import Advice, Nearest, Rule, Skip, integer, word
+from velollm.rules.costs import PLACING
 from velollm.rules.kv_format import KV_TYPE_KNOBS, choose_kv_types
 from velollm.rules.nearest import find_nearest
 from velollm.rules.placement import Placement, anywhere, wholly_on_gpus
-from velollm.rules.reasons import render_fit, render_misfit
+from velollm.rules.reasons import render_fit, render_inner_spill, render_instead, render_misfit
 from velollm.rules.room import Machine, computes_on_cpu, lacking_shape, machine_of
 from velollm.rules.solve import LEAST_BATCH, Fit, Solver, Want, make_want
 
 _GPU_BATCHES = (1024, 2048)
 _SIZE_KNOBS = ("context_tokens", "slots")
-_PLACE_KNOBS = ("kv_unified", "kv_offload", "gpu_layers", "cpu_moe_layers")
+_PLACE_KNOBS = ("kv_unified", "kv_offload", *PLACING)
+# Their servers have one model, so what holds for the server holds for it alone.
+_ONE_MODEL_BACKENDS = frozenset({"llamacpp", "embedded"})
 _ENGINE_PLACES = "the engine's --fit moves layers by itself, and stops doing so where this is set"
 _PLACE_REASONS = {
     "kv_unified": "each slot keeps its own cells, so one conversation cannot crowd out another",
     "kv_offload": "the KV cache stays where its layers are: attention in main memory is slow",
     "gpu_layers": _ENGINE_PLACES,
     "cpu_moe_layers": _ENGINE_PLACES,
+    "cpu_ffn_layers": _ENGINE_PLACES,
 }
 
 
@@ -52,7 +56,7 @@ def place_model(facts: Facts, model: ModelFacts, wish: Wish, knobs: Knobs | None
     set_now = {name: wish.current[name] for name in KV_TYPE_KNOBS if wish.current.get(name) is not None}
     kv, _, _ = choose_kv_types(model, word(knobs or {}, "flash_attention", "auto"), {**set_now, **wish.pins})
     own = {name: wish.pins[name] for name in _PLACE_KNOBS if name in wish.pins}
-    solver = Solver(model, machine, {**(knobs or {}), **kv, **own})
+    solver = Solver(model, machine, {**(knobs or {}), **kv, **own}, spills_ffn=_spills_ffn(model, machine, wish))
     want = make_want(model, wish)
     if solver.costs(want.context, 1, LEAST_BATCH) is None:
         return Skip("the memory of the model cannot be estimated", lacking_shape(model))
@@ -66,6 +70,21 @@ def place_model(facts: Facts, model: ModelFacts, wish: Wish, knobs: Knobs | None
     elif fit.placement.where == "gpu+cpu" and not solver.placed_by_user:
         nearest = find_nearest(solver, want, wholly_on_gpus)
     return Solution(machine, want, solver, fit, nearest)
+
+
+def _spills_ffn(model: ModelFacts, machine: Machine, wish: Wish) -> bool:
+    """May the plan itself put dense feed-forward parts in main memory?
+
+    The engine's `--fit` stops where that is set, so nothing else must be left to it: no experts, no second card, none
+    of the user's own numbers, and no other model that the same server loads.
+    """
+    if wish.backend not in _ONE_MODEL_BACKENDS or any(name in wish.pins for name in PLACING):
+        return False
+    return "cpu_ffn_layers" in wish.supported and _may_spill_ffn(model, machine)
+
+
+def _may_spill_ffn(model: ModelFacts, machine: Machine) -> bool:
+    return len(machine.cards) == 1 and not model.experts
 
 
 def _pinned_batch(wish: Wish) -> int:
@@ -89,8 +108,9 @@ def decide(facts: Facts, knobs: Knobs, wish: Wish) -> Advice | Skip:
     there to save memory: cutting a conversation short gives no error.
 
     Things are given up in this order: context down to the profile's minimum; slots; being wholly on
-    the GPU; in that case the experts of as few layers as it takes go to main memory, and only then whole
-    layers with their part of the KV cache, which the reason names together with what it costs. Last, the
+    the GPU; in that case the experts of as few layers as it takes go to main memory, and only then dense
+    feed-forward parts, or whole layers with their part of the KV cache, whichever leaves less in main memory
+    that a token reads; the reason names it together with what it costs. Last, the
     context falls below the minimum. So more memory never gives less context. Several GPUs are filled
     one after the other, the roomiest first.
 
@@ -98,8 +118,11 @@ def decide(facts: Facts, knobs: Knobs, wish: Wish) -> Advice | Skip:
     `--set kv_type_k=… kv_type_v=…` chooses one, and it goes back to f16 where the engine would refuse it (a
     quantized V without flash attention, blocks of 32 that do not divide the head size, two formats with
     latent attention). What goes to which device is left to the engine's `--fit`, which sees the real
-    sizes; a number of layers that is set makes it give up where memory is short. `--set gpu_layers=…` and
-    `--set cpu_moe_layers=…` are yours, and the plan then counts with them.
+    sizes; a number of layers that is set makes it give up where memory is short. Only feed-forward parts are
+    put in main memory by the plan itself (`cpu_ffn_layers`), because the engine moves whole layers: for a
+    dense model, on one card, where the server has no other model. In Ollama they would be moved in every
+    model of the server, so there the reason names the number, and `--set` sets it. `--set gpu_layers=…`,
+    `--set cpu_moe_layers=…` and `--set cpu_ffn_layers=…` are yours, and the plan then counts with them.
 
     The batch is 512 on a CPU, which gains nothing from more. On a GPU it is the engine's own as far as
     memory holds it beside the context, with larger ones named for the trial. The physical batch is never
@@ -149,8 +172,35 @@ def _with_size(facts: Facts, wish: Wish, solution: Solution | Skip, advice: Advi
     reason = render_fit(want, fit, solution.machine)
     more = _longer_context(solution)
     advice = replace(advice, placement=fit.placement, nearest=solution.nearest, candidates=advice.candidates + more)
+    if placing := _placing(solution, fit.placement):
+        why = render_inner_spill(fit.placement, solution.machine)
+        said = {**advice.said, **dict.fromkeys(placing, (why, "arithmetic"))}
+        advice = replace(advice, values={**advice.values, **placing}, said=said)
+    elif instead := _instead(solution, wish):
+        reason = f"{reason}; {instead}"
     values = {"context_tokens": fit.context, "slots": fit.slots}
     return _sized(advice, values, reason, "user" if pins else "arithmetic")
+
+
+def _placing(solution: Solution, placement: Placement) -> dict[str, KnobValue]:
+    """What must be set for a placement that the engine would not find by itself; empty where it would."""
+    if not solution.solver.spills_ffn or not placement.cpu_ffn_layers:
+        return {}
+    placing: dict[str, KnobValue] = {"cpu_ffn_layers": placement.cpu_ffn_layers}
+    if placement.gpu_layers <= placement.layers:
+        placing["gpu_layers"] = placement.gpu_layers
+    return placing
+
+
+def _instead(solution: Solution, wish: Wish) -> str:
+    """What the user may set where whole layers spill and the plan must not set it, with what it would cost."""
+    fit, solver = solution.fit, solution.solver
+    if fit is None or fit.placement.spills != "layers" or solver.placed_by_user or solver.spills_ffn:
+        return ""
+    if "cpu_ffn_layers" not in wish.supported or not _may_spill_ffn(solver.model, solution.machine):
+        return ""
+    placement = replace(solver, spills_ffn=True).place(fit.context, fit.slots)
+    return "" if placement is None or placement.spills != "feed-forward" else render_instead(placement)
 
 
 def _sized(advice: Advice, values: Knobs, reason: str, basis: Basis) -> Advice:
@@ -169,7 +219,9 @@ def _longer_context(solution: Solution) -> tuple[dict[str, KnobValue], ...]:
     if fit is None or fit.placement.where != "gpu+cpu" or fit.context == want.context:
         return ()
     found = solution.solver.largest_context(fit.context, want.context, fit.slots, LEAST_BATCH, anywhere)
-    return () if found is None or found.context <= fit.context else ({"context_tokens": found.context},)
+    if found is None or found.context <= fit.context:
+        return ()
+    return ({"context_tokens": found.context, **_placing(solution, found.placement)},)
 
 
 def _choose_batch(facts: Facts, wish: Wish, solution: Solution | Skip) -> Advice | Skip:
@@ -206,7 +258,7 @@ def _largest_held(solution: Solution | Skip, most: int) -> int:
 
 
 def _same_place(one: Placement, other: Placement) -> bool:
-    return one.where == other.where and one.spills == other.spills
+    return (one.where, one.spills, one.cpu_ffn_layers) == (other.where, other.spills, other.cpu_ffn_layers)
 
 
 def _pinned_batches(wish: Wish, batch: int | None, ubatch: int | None) -> Advice:

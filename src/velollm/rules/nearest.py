@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from velollm.facts import ModelFacts
 from velollm.knobs import QUANTIZED_KV_TYPES
@@ -59,7 +60,7 @@ def _smaller_cache(solver: Solver, want: Want, good: Callable[[Placement], bool]
     asked = dict.fromkeys(KV_TYPE_KNOBS, _SMALLER_KV)
     if kv_refusal(solver.model, asked, word(solver.knobs, "flash_attention", "auto")) is not None:
         return None
-    fit = _some_fit(Solver(solver.model, solver.machine, {**solver.knobs, **asked}), want, good)
+    fit = _some_fit(replace(solver, knobs={**solver.knobs, **asked}, weight_factor=1.0, _costs={}), want, good)
     if fit is None:
         return None
     return Nearest(

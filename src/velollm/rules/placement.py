@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ from velollm.rules.costs import Costs
 from velollm.rules.room import Machine
 
 Where = Literal["gpu", "gpu+cpu", "cpu"]
-Spill = Literal["experts", "layers"]
+Spill = Literal["experts", "feed-forward", "layers"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Placement:
 
     ``card_bytes``: one entry for each GPU, roomiest first; ``main_bytes``: in main memory. ``gpu_layers``: layers on
     GPUs, the output as one more, and ``card_layers`` on each of them. ``cpu_moe_layers``: layers, from the first,
-    whose experts are in main memory.
+    whose experts are in main memory, ``cpu_ffn_layers``: whose dense feed-forward part is.
     ``kv_main_bytes``: KV cache and states that went to main memory with their layers. ``read_card_bytes`` and
     ``read_main_bytes``: weights that one token reads from each.
     """
@@ -35,6 +35,7 @@ class Placement:
     read_card_bytes: int = 0
     read_main_bytes: int = 0
     card_layers: tuple[int, ...] = ()
+    cpu_ffn_layers: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -52,29 +53,58 @@ def wholly_on_gpus(placement: Placement) -> bool:
     return placement.where == "gpu"
 
 
+@dataclass(frozen=True)
+class Split:
+    """Layers on GPUs from the last, and layers from the first whose experts or dense feed-forward part are not."""
+
+    gpu_layers: int
+    cpu_moe_layers: int = 0
+    cpu_ffn_layers: int = 0
+
+
 def place_costs(
-    costs: Costs, machine: Machine, gpu_layers: int | None = None, cpu_moe_layers: int | None = None
+    costs: Costs, machine: Machine, own: Mapping[str, int | None] | None = None, *, spills_ffn: bool = False
 ) -> Placement | None:
     """The best placement on this machine; None where nothing fits.
 
-    All on GPUs; else experts in main memory, as few layers of them as it takes; else also whole layers, with their
-    part of the KV cache; without a GPU all in main memory. Given numbers (of the user's) are kept as they are.
+    All on GPUs; else experts in main memory, as few layers of them as it takes. Else also, with ``spills_ffn``, the
+    dense feed-forward parts of as few layers as it takes, or whole layers with their part of the KV cache, whichever
+    leaves less in main memory that one token reads: main memory is the slower one, so that is the faster. Where both
+    leave the same, the feed-forward parts, because the KV cache stays on the GPU. Without a GPU all is in main memory.
+    Given numbers (of the user's, by knob) are kept as they are.
     """
     if not machine.cards:
         return _on_cpu(costs, machine)
+    own = own or {}
     count = len(costs.layers)
-    moe_steps = range(count + 1) if any(costs.experts) else range(1)
-    if cpu_moe_layers is not None:
-        moe_steps = range(min(cpu_moe_layers, count), min(cpu_moe_layers, count) + 1)
-    layer_steps = range(count + 1, -1, -1)
-    if gpu_layers is not None:
-        layer_steps = range(min(gpu_layers, count + 1), min(gpu_layers, count + 1) - 1, -1)
-    if moe := _first(moe_steps, lambda n: _fill(costs, machine, layer_steps[0], n) is not None):
-        return _placed(costs, machine, layer_steps[0], moe[0])
-    experts = moe_steps[-1]
-    if layers := _first(layer_steps, lambda n: _fill(costs, machine, n, experts) is not None):
-        return _placed(costs, machine, layers[0], experts)
-    return None
+    layers = _steps(own.get("gpu_layers"), count + 1, range(count + 1, -1, -1))
+    moe = _steps(own.get("cpu_moe_layers"), count, range(count + 1 if any(costs.experts) else 1))
+    ffn = _steps(own.get("cpu_ffn_layers"), count, range(count + 1 if spills_ffn and any(costs.feed_forward) else 1))
+
+    def first(steps: range, split: Callable[[int], Split]) -> Placement | None:
+        found = _first(steps, lambda n: _fill(costs, machine, split(n)) is not None)
+        return None if found is None else _placed(costs, machine, split(found[0]))
+
+    whole, most = layers[0], moe[-1]
+    if _fill(costs, machine, Split(whole, most, ffn[0])) is not None:
+        return first(moe, lambda n: Split(whole, n, ffn[0]))
+    spills = [first(ffn, lambda n: Split(whole, most, n))]
+    # Whole layers with none of those parts away besides, and with all.
+    spills.append(first(layers, lambda n: Split(n, most, ffn[0])))
+    if len(ffn) > 1:
+        spills.append(first(layers, lambda n: Split(n, most, ffn[-1])))
+    found = [placement for placement in spills if placement is not None]
+    return min(found, key=lambda placement: _slow_bytes(placement, costs.slots), default=None)
+
+
+def _steps(own: int | None, most: int, steps: range) -> range:
+    """The steps, or the user's own number alone, as far as there are so many layers."""
+    return steps if own is None else range(min(own, most), min(own, most) + 1)
+
+
+def _slow_bytes(placement: Placement, slots: int) -> float:
+    """What one token reads from main memory where its slot's context is full."""
+    return placement.read_main_bytes + placement.kv_main_bytes / slots
 
 
 def _first(steps: range, fits: Callable[[int], bool]) -> tuple[int] | None:
@@ -89,21 +119,24 @@ def _first(steps: range, fits: Callable[[int], bool]) -> tuple[int] | None:
     return (steps[low],) if low < len(steps) else None
 
 
-def _fill(costs: Costs, machine: Machine, gpu_layers: int, cpu_moe_layers: int) -> list[tuple[int, int]] | None:
-    """Bytes and layers on each GPU, filled one after the other with the last ``gpu_layers``; None: they do not fit.
+def _fill(costs: Costs, machine: Machine, split: Split) -> list[tuple[int, int]] | None:
+    """Bytes and layers on each GPU, filled one after the other with the last layers; None: they do not fit.
 
     Larger devices come first and layers go in their order, so more memory anywhere never holds fewer layers.
     """
     count = len(costs.layers)
-    first = max(0, count + 1 - gpu_layers)
+    first = max(0, count + 1 - split.gpu_layers)
     parts = [
-        costs.layers[layer] + costs.cache[layer] + (0 if layer < cpu_moe_layers else costs.experts[layer])
+        costs.layers[layer]
+        + costs.cache[layer]
+        + (0 if layer < split.cpu_moe_layers else costs.experts[layer])
+        - (costs.feed_forward[layer] if layer < split.cpu_ffn_layers else 0)
         for layer in range(first, count)
     ]
-    if gpu_layers > 0:
+    if split.gpu_layers > 0:
         parts.append(costs.output)
     # The buffer for weights of main memory is there before anything else.
-    guest = costs.guest if first or cpu_moe_layers else 0
+    guest = costs.guest if first or split.cpu_moe_layers or split.cpu_ffn_layers else 0
     rooms = [card.usable_bytes - (0 if number else guest) for number, card in enumerate(machine.cards)]
     filled = _pack(parts, costs.card, rooms)
     if filled is None or not filled[0][0]:
@@ -125,16 +158,18 @@ def _pack(parts: Sequence[int], each: int, rooms: Sequence[int]) -> list[tuple[i
     return found
 
 
-def _placed(costs: Costs, machine: Machine, gpu_layers: int, cpu_moe_layers: int) -> Placement | None:
+def _placed(costs: Costs, machine: Machine, split: Split) -> Placement | None:
     """The placement with these numbers; None where main memory does not hold its part."""
     count = len(costs.layers)
-    filled = _fill(costs, machine, gpu_layers, cpu_moe_layers)
+    filled = _fill(costs, machine, split)
     assert filled is not None
     on_cards = tuple(size for size, _ in filled)
-    first = max(0, count + 1 - gpu_layers)
-    if gpu_layers == 0:
+    first = max(0, count + 1 - split.gpu_layers)
+    if split.gpu_layers == 0:
         return _on_cpu(costs, machine)
-    away = sum(costs.layers[:first]) + sum(costs.experts[: max(first, cpu_moe_layers)])
+    inner = sum(costs.feed_forward[first : split.cpu_ffn_layers])
+    experts = sum(costs.experts[first : split.cpu_moe_layers])
+    away = sum(costs.layers[:first]) + sum(costs.experts[:first]) + experts + inner
     cache = sum(costs.cache[:first])
     main = costs.main + away + cache + (costs.card if away else 0)
     if machine.main is None:
@@ -142,22 +177,22 @@ def _placed(costs: Costs, machine: Machine, gpu_layers: int, cpu_moe_layers: int
             return None
     elif main + (sum(on_cards) if machine.shared else 0) > machine.main.usable_bytes:
         return _on_cpu(costs, machine)
-    spills: Spill | None = "layers" if first else "experts" if away else None
+    spills: Spill | None = "layers" if first else "feed-forward" if inner else "experts" if away else None
     read_all = sum(costs.read_bytes(layer) for layer in range(count)) + costs.output
-    read_main = sum(costs.read_bytes(layer) for layer in range(first))
-    read_main += round(sum(costs.experts[first:cpu_moe_layers]) * costs.active)
+    read_main = sum(costs.read_bytes(layer) for layer in range(first)) + inner + round(experts * costs.active)
     return Placement(
         "gpu+cpu" if away else "gpu",
         on_cards,
         main,
-        gpu_layers,
-        cpu_moe_layers if sum(costs.experts[:cpu_moe_layers]) else 0,
+        split.gpu_layers,
+        split.cpu_moe_layers if sum(costs.experts[: split.cpu_moe_layers]) else 0,
         count,
         spills,
         cache,
         read_all - read_main,
         read_main,
         tuple(layers for _, layers in filled),
+        split.cpu_ffn_layers if inner else 0,
     )
 
 

@@ -50,8 +50,13 @@ def _needs(placement: Placement, machine: Machine) -> str:
 def _spill(placement: Placement) -> str:
     if placement.spills == "experts":
         return f"the experts of {placement.cpu_moe_layers} of {placement.layers} layers go to main memory"
+    experts = "all experts and " if placement.cpu_moe_layers >= placement.layers else ""
+    inner = f"the feed-forward parts of {placement.cpu_ffn_layers} "
+    if placement.spills == "feed-forward":
+        return f"{experts}{inner}of {placement.layers} layers go to main memory"
     away = placement.layers + 1 - placement.gpu_layers
-    experts = "all experts and " if placement.cpu_moe_layers > away else ""
+    if placement.cpu_ffn_layers > away:
+        experts = f"{experts}{inner}layers and "
     kv = f" with {render_bytes(placement.kv_main_bytes)} of their KV cache" if placement.kv_main_bytes else ""
     return f"{experts}{away} of {placement.layers} layers go to main memory{kv}"
 
@@ -67,6 +72,22 @@ def _price(placement: Placement, machine: Machine) -> str:
         main, said = _USUAL_MAIN_BYTES_PER_S, f" where main memory gives {_USUAL_MAIN_BYTES_PER_S / 1e9:.0f} GB/s"
     speed = (total / card) / (placement.read_card_bytes / card + placement.read_main_bytes / main)
     return f"{share} come from there: about {100 * speed:.0f}% of the decode speed{said}"
+
+
+def render_inner_spill(placement: Placement, machine: Machine) -> str:
+    """Why dense feed-forward parts are in main memory."""
+    return (
+        f"{_spill(placement)}, attention and the KV cache stay on the GPU: {_price(placement, machine)}; the engine's "
+        "--fit would move whole layers, and stops where this is set"
+    )
+
+
+def render_instead(placement: Placement) -> str:
+    """What would keep the KV cache on the GPU, where the plan leaves whole layers to the engine."""
+    return (
+        f"--set cpu_ffn_layers={placement.cpu_ffn_layers} would leave attention and the KV cache on the GPU, but holds "
+        "for every model of the server"
+    )
 
 
 def render_misfit(model: ModelFacts, machine: Machine, nearest: Sequence[Nearest]) -> str:

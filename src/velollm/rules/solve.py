@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from velollm.facts import ModelFacts
 from velollm.knobs import Knobs, KnobValue, Wish
 from velollm.rules.base import integer
-from velollm.rules.costs import Costs, estimate_costs
+from velollm.rules.costs import PLACING, Costs, estimate_costs
 from velollm.rules.placement import Placement, anywhere, place_costs, wholly_on_gpus
 from velollm.rules.room import Machine
 
@@ -65,13 +65,15 @@ def make_want(model: ModelFacts, wish: Wish) -> Want:
 class Solver:
     """Places one model on one machine under many knobs; each estimate is made once.
 
-    ``knobs`` hold what is settled: KV formats, flash attention, and the user's own placement.
+    ``knobs`` hold what is settled: KV formats, flash attention, and the user's own placement. ``spills_ffn``: may the
+    plan put dense feed-forward parts in main memory by themselves?
     """
 
     model: ModelFacts
     machine: Machine
     knobs: Knobs
     weight_factor: float = 1.0
+    spills_ffn: bool = False
     _costs: dict[tuple[int, int, int], Costs | None] = field(default_factory=dict)
 
     def reweighted(self, factor: float) -> Solver:
@@ -91,13 +93,13 @@ class Solver:
         costs = self.costs(context, slots, batch)
         if costs is None:
             return None
-        own = integer(self.knobs, "gpu_layers"), integer(self.knobs, "cpu_moe_layers")
-        return place_costs(costs.scaled(self.weight_factor), self.machine, *own)
+        own = {name: integer(self.knobs, name) for name in PLACING}
+        return place_costs(costs.scaled(self.weight_factor), self.machine, own, spills_ffn=self.spills_ffn)
 
     @property
     def placed_by_user(self) -> bool:
         """Did the user say what goes where?"""
-        return any(integer(self.knobs, name) is not None for name in ("gpu_layers", "cpu_moe_layers"))
+        return any(integer(self.knobs, name) is not None for name in PLACING)
 
     def solve(self, want: Want, batch: int = LEAST_BATCH) -> Fit | None:
         """The first of these that fits; None where none does.

@@ -32,7 +32,7 @@ TABLE: dict[str, set[str]] = {
     "bench": {"backends", "facts", "knobs"},
     "tune": {"plan", "bench"},
     "doctor": {"facts", "knobs"},
-    "recommend": {"probe", "models", "rules", "bench"},
+    "recommend": {"probe", "models", "estimate", "rules", "bench"},
     "autopilot": {"probe", "models", "estimate", "plan", "apply", "bench", "tune", "doctor"},
     "status": {"probe", "apply"},
     "report": {"facts", "plan", "bench", "tune", "doctor", "apply", "status", "estimate", "recommend"},

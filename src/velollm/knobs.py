@@ -10,7 +10,7 @@ from velollm.units import parse_duration_s
 
 KnobValue = bool | int | float | str | None
 Knobs = Mapping[str, KnobValue]
-Basis = Literal["measured", "engine", "arithmetic", "table", "user", "unknown"]
+Basis = Literal["measured", "engine", "corrected", "arithmetic", "table", "user", "unknown"]
 
 
 @dataclass(frozen=True)

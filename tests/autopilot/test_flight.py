@@ -18,7 +18,7 @@ from velollm.backends.embedded import EmbeddedBackend
 from velollm.backends.llamahttp import LlamaHttp
 from velollm.bench.samples import METRICS
 from velollm.config import Paths, user_paths
-from velollm.estimate.kept import kept_factors
+from velollm.estimate.kept import find_kept
 from velollm.facts import Facts
 from velollm.models.synthetic import TINY, ensure_model
 from velollm.probe.machine import probe_machine
@@ -147,7 +147,10 @@ def test_a_whole_flight_there_and_back(tiny: Path, paths: Paths, monkeypatch: py
     # What the engine really allocated is kept: later estimates of this model are corrected by it.
     model = outcome.course.facts.model
     assert model is not None
-    assert kept_factors(paths.data, model, tiny)["weights"] == pytest.approx(1.0, abs=0.01)
+    kept = find_kept(paths.data, model, tiny)
+    assert kept is not None
+    assert kept.source == "log"
+    assert kept.factors.get("weights", 1.0) == pytest.approx(1.0, abs=0.01)
     trial = outcome.trial
     assert trial is not None
     assert trial.arms == ("default", "tuned")

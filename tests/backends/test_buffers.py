@@ -3,7 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from velollm.backends.buffers import TERMS, parse_buffers, parse_build, parse_device_buffers, parse_versions
+from velollm.backends.buffers import parse_buffers, parse_build, parse_device_buffers, parse_versions
+from velollm.models.memory import TERMS
 from velollm.units import MIB
 
 # Lines of llama-server b10488 (timestamps cut), of two devices as the engine names them.

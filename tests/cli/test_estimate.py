@@ -17,7 +17,7 @@ from tests.shared import shared_dir
 from velollm.models.synthetic import TINY, ensure_model
 from velollm.units import GIB
 
-PARTS = ("weights", "repack", "kv", "recurrent", "compute", "output", "draft")
+PARTS = ("weights", "repack", "kv", "recurrent", "compute", "output", "draft", "picture")
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +112,10 @@ def test_the_table_fits_a_narrow_terminal(tiny: Path) -> None:
         (("absent.gguf",), "cannot read absent.gguf"),
         (("MODEL", "--kv", "q9_9"), "kv_type_k is one of"),
         (("MODEL", "--load-mode", "fast"), "load_mode is one of"),
-        (("MODEL", "--basis", "guess"), "--basis is arithmetic or engine"),
+        (("MODEL", "--basis", "guess"), "--basis is auto, arithmetic or engine"),
         (("MODEL", "--draft", "no-such-draft"), "there is no model 'no-such-draft'"),
         (("MODEL", "--basis", "engine", "--backend", "none"), "there is no backend 'none'"),
-        (("MODEL", "--basis", "engine", "--draft", "MODEL"), "one model on this machine only"),
+        (("MODEL", "--basis", "engine", "--hardware", "x.yaml"), "x.yaml"),
     ],
 )
 def test_what_a_user_can_do_wrong(tiny: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -144,5 +144,25 @@ def test_an_engine_is_asked_and_remembered(tiny: Path, tmp_path: Path, monkeypat
     assert device["kv_bytes"] == worked_out["kv_bytes"]
     assert device["compute_bytes"] == pytest.approx(worked_out["compute_bytes"], rel=0.2)
     kept = json.loads((tmp_path / "data" / "memory.json").read_text(encoding="utf-8"))
-    (factors,) = kept["factors"].values()
-    assert factors["compute"] == pytest.approx(device["compute_bytes"] / worked_out["compute_bytes"], rel=1e-3)
+    (load,) = kept["loads"].values()
+    assert load["source"] == "log"
+    assert load["factors"]["compute"] == pytest.approx(device["compute_bytes"] / worked_out["compute_bytes"], rel=1e-3)
+    # From then on the arithmetic is corrected for this engine, unless it is asked for alone, and says so.
+    (better,) = estimated(*asked)["devices"]
+    assert better["basis"] == "corrected"
+    assert better["compute_bytes"] == pytest.approx(device["compute_bytes"], rel=0.01)
+    assert estimated(*asked, "--basis", "arithmetic")["devices"] == [worked_out]
+    (other,) = estimated(str(tiny), "--backend", "llamacpp", "--context", "512")["devices"]
+    assert other["basis"] == "arithmetic"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="the embedded engine is not installed")
+def test_an_engine_is_asked_with_a_draft_and_a_placement(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VELOLLM_HOME", str(tmp_path))
+    asked = (str(tiny), "--backend", "embedded", "--context", "512", "--draft", str(tiny), "--cpu-ffn-layers", "1")
+    (device,) = estimated(*asked, "--basis", "engine")["devices"]
+    (worked_out,) = estimated(*asked, "--basis", "arithmetic")["devices"]
+    assert (device["basis"], device["kv_bytes"]) == ("engine", worked_out["kv_bytes"])
+    assert device["draft_bytes"] == pytest.approx(worked_out["draft_bytes"], rel=0.2)

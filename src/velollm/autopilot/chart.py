@@ -12,6 +12,7 @@ from velollm.backends.ollama import OllamaBackend
 from velollm.backends.openai import OpenAiBackend
 from velollm.config import Paths, ensure_dir
 from velollm.errors import UsageError, VeloError
+from velollm.estimate.kept import with_kept
 from velollm.facts import Facts, ModelFacts
 from velollm.journal import Journal
 from velollm.knobs import Knobs
@@ -176,7 +177,10 @@ def chart(order: Order, cockpit: Cockpit, *, make: bool = True) -> Course:
     backend = choose_backend(order.backend, cockpit, wants_model=order.model is not None, url=order.url)
     model = choose_model(order.model, backend, order.paths, cockpit, make=make, probe=order.probe)
     cockpit(0.0, "looking at the machine")
-    facts = order.probe().model_copy(update={"model": find_model_facts(model, backend)})
+    found = find_model_facts(model, backend)
+    if found is not None:
+        found = with_kept(order.paths.data, found, model.path, backend.name)
+    facts = order.probe().model_copy(update={"model": found})
     places = places_for(backend, model, order, facts)
     settings = places.read_settings()
     current = places.knobs_of(settings, backend.default_knobs(facts))

@@ -13,6 +13,7 @@ from velollm.autopilot.made import note_of
 from velollm.autopilot.meter import MachineMeter
 from velollm.autopilot.order import Cockpit, Course
 from velollm.backends.ollama import OllamaBackend, uses_gpus
+from velollm.backends.stamp import engine_stamp
 from velollm.bench.design import FLIGHT
 from velollm.bench.result import BenchResult
 from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
@@ -20,7 +21,7 @@ from velollm.bench.workload import load_workload
 from velollm.config import ensure_dir
 from velollm.errors import VeloError
 from velollm.estimate.arithmetic import calculate
-from velollm.estimate.kept import keep_measured
+from velollm.estimate.kept import keep_measured, uncorrected
 from velollm.facts import Facts
 from velollm.knobs import Knobs, KnobValue
 from velollm.models.memory import estimate_total_bytes
@@ -89,9 +90,12 @@ def _keep_memory(course: Course, knobs: Knobs, log: Path) -> None:
     model = course.facts.model
     if model is None:
         return
-    with contextlib.suppress(OSError):
+    backend = course.backend
+    stamp = engine_stamp(backend.name, backend.binary if isinstance(backend, OllamaBackend) else None)
+    with contextlib.suppress(OSError, VeloError):
         text = log.read_text(encoding="utf-8", errors="replace")
-        keep_measured(course.order.paths.data, model, course.model.path, calculate(model, knobs, course.facts), text)
+        expected = calculate(uncorrected(model), knobs, course.facts)
+        keep_measured(course.order.paths.data, model, course.model.path, expected, text, stamp)
 
 
 def _log_path(course: Course, name: str) -> Path:

@@ -10,9 +10,10 @@ import re
 
 from velollm.units import MIB
 
-TERMS = ("weights", "repack", "kv", "recurrent", "compute", "output")
-
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|output|compute) buffer size\s*=\s*([\d.]{1,20}) MiB")
+# From here on a draft model is loaded, and what a projector of pictures computes in (tools/mtmd/clip.cpp:3665).
+_DRAFT = "loading draft model '"
+_PICTURES = "reserve_compute_meta:"
 _LOAD = re.compile(r"print_info: no_alloc\s*=\s*(\d)")
 _BUILD = re.compile(r"common_params_print_info: build ([^\n]{1,200})")
 _NUMBER = re.compile(r"common_params_print_info: build (\d{1,9})\b")
@@ -24,32 +25,40 @@ CPU = "CPU"
 
 
 def parse_device_buffers(log: str) -> dict[str, dict[str, int]]:
-    """Bytes by device and kind (`TERMS`): main memory as ``CPU``, GPUs as the engine calls them (``CUDA0``).
+    """Bytes by device and kind: main memory as ``CPU``, GPUs as the engine calls them (``CUDA0``).
 
-    Kinds that the log does not name are absent. A load that only looks at what would fit (``no_alloc``) is passed over.
+    Kinds are the terms of an estimate, ``draft`` (all of a draft model) and ``picture`` (what a projector computes in).
+    Those that the log does not name are absent. A load that only looks at what would fit (``no_alloc``) is passed over.
     A compute buffer that is named again for the same model replaces what was said before.
     """
     found: dict[str, dict[str, int]] = {}
-    log = _latest(log)
-    compute: dict[tuple[int, str], int] = {}
-    loads, dry = 0, False
-    for line in log.splitlines():
+    compute: dict[tuple[int, str, str], int] = {}
+    loads, dry, draft = 0, False, False
+
+    def add(place: str, term: str, number: int) -> None:
+        terms = found.setdefault(_device(place), {})
+        terms[term] = terms.get(term, 0) + number
+
+    for line in _latest(log).splitlines():
+        draft = draft or _DRAFT in line
         if started := _LOAD.search(line):
             loads, dry = loads + 1, started.group(1) != "0"
         match = _LINE.search(line)
-        if match is None or dry:
+        if match is None:
             continue
         place, kind, size = match.groups()
         number = round(float(size) * MIB) if size.count(".") < 2 else 0
-        if kind == "compute":
-            compute[loads, place] = number
+        if kind == "compute" and _PICTURES in line:
+            compute[0, place, "picture"] = number
+        elif dry:
             continue
-        term = "repack" if kind == "model" and place.endswith("REPACK") else _NAMES[kind]
-        terms = found.setdefault(_device(place), {})
-        terms[term] = terms.get(term, 0) + number
-    for (_, place), number in compute.items():
-        terms = found.setdefault(_device(place), {})
-        terms["compute"] = terms.get("compute", 0) + number
+        elif kind == "compute":
+            compute[loads, place, "draft" if draft else "compute"] = number
+        else:
+            term = "repack" if kind == "model" and place.endswith("REPACK") else _NAMES[kind]
+            add(place, "draft" if draft else term, number)
+    for (_, place, term), number in compute.items():
+        add(place, term, number)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from velollm.knobs import KnobValue
 
 _KV = "f16|q8_0|q4_0|…"
+_BASES: dict[str, Literal["auto", "arithmetic", "engine"]] = {
+    "auto": "auto",
+    "arithmetic": "arithmetic",
+    "engine": "engine",
+}
 
 
 def command(
@@ -54,8 +59,13 @@ def command(
     ] = None,
     backend: BackendOption = "auto",
     basis: Annotated[
-        str, typer.Option("--basis", metavar="arithmetic|engine", help="Work it out, or load it and see.")
-    ] = "arithmetic",
+        str,
+        typer.Option(
+            "--basis",
+            metavar="auto|arithmetic|engine",
+            help="Work it out, corrected by the engine's last load of it; work it out; or load it and see.",
+        ),
+    ] = "auto",
     hardware: Annotated[
         Path | None, typer.Option("--hardware", metavar="FILE", help="Another machine: a capture, or a description.")
     ] = None,
@@ -71,8 +81,9 @@ def command(
     from velollm.config import user_paths
     from velollm.estimate import Question, estimate
 
-    if basis not in ("arithmetic", "engine"):
-        raise UsageError(f"--basis is arithmetic or engine, not '{basis}'", "for example --basis engine")
+    wanted = _BASES.get(basis)
+    if wanted is None:
+        raise UsageError(f"--basis is auto, arithmetic or engine, not '{basis}'", "for example --basis engine")
     texts = {"kv_type_k": kv_k or kv, "kv_type_v": kv_v or kv, "load_mode": load_mode}
     numbers = {
         "context_tokens": context,
@@ -87,7 +98,7 @@ def command(
     knobs.update(_parsed(texts))
     if kv_unified:
         knobs["kv_unified"] = "on"
-    answer = estimate(Question(model, knobs, draft, backend, hardware, by_engine=basis == "engine"), user_paths().data)
+    answer = estimate(Question(model, knobs, draft, backend, hardware, wanted), user_paths().data)
     if json_:
         print_json(_fields(answer))
         return

@@ -13,6 +13,7 @@ from velollm.errors import VeloError
 from velollm.estimate.arithmetic import calculate
 from velollm.estimate.defaults import default_knobs
 from velollm.estimate.find import Found, find_facts
+from velollm.estimate.kept import with_kept
 from velollm.facts import CpuFacts, Facts, GpuFacts, ModelFacts
 from velollm.knobs import Knobs, KnobValue
 from velollm.models.memory import MemoryEstimate
@@ -33,7 +34,8 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri", "/sys/clas
 class Question:
     """What is asked: a model, the knobs that were given, and on what. ``backend`` auto: as the model's kind has it.
 
-    ``hardware``: a capture or description of another machine. ``by_engine``: as an engine here has it.
+    ``hardware``: a capture or description of another machine. ``basis``: ``arithmetic`` alone, ``auto``: corrected by
+    what the engine here once allocated for the model, or ``engine``: as that has it now.
     """
 
     model: str
@@ -41,7 +43,7 @@ class Question:
     draft: str | None = None
     backend: str = "auto"
     hardware: Path | None = None
-    by_engine: bool = False
+    basis: Literal["auto", "arithmetic", "engine"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,27 @@ def estimate(question: Question, data: Path) -> Answer:
     draft = None if question.draft is None else find_facts(question.draft)
     backend = found.backend if question.backend == "auto" else question.backend
     machine = _machine(question.hardware)
-    knobs = default_knobs(backend, machine, found.facts, question.knobs)
-    if question.by_engine:
+    knobs = default_knobs(backend, machine, found.facts, {**question.knobs, **_draft_knobs(draft)})
+    if question.basis == "engine":
         from velollm.estimate.engine import ask_engine
 
-        if draft is not None or question.hardware is not None:
-            raise VeloError(
-                "an engine can be asked for one model on this machine only", "leave out --draft, --hardware or --basis"
-            )
+        if question.hardware is not None:
+            raise VeloError("an engine can be asked on this machine only", "leave out --hardware or --basis")
         measured = ask_engine(backend, question.model, found, knobs, machine, data)
         return Answer(found.facts, backend, knobs, _with_cache(measured), _unknown(found), found.source)
+    if question.basis == "auto" and question.hardware is None:
+        found = replace(found, facts=with_kept(data, found.facts, found.path, backend))
     calculated = calculate(found.facts, knobs, machine, draft=None if draft is None else draft.facts)
     if calculated is None:
         raise _not_known(found.facts, None if draft is None else draft.facts)
     return Answer(found.facts, backend, knobs, _with_cache(calculated), _unknown(found), found.source)
+
+
+def _draft_knobs(draft: Found | None) -> dict[str, KnobValue]:
+    """The knobs that put a draft beside the model; one that is not here can only be counted."""
+    if draft is None or draft.path is None:
+        return {}
+    return {"speculation": "draft-simple", "draft_model": str(draft.path)}
 
 
 def _machine(hardware: Path | None) -> Facts:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from velollm.facts import Facts, GpuFacts, ModelFacts
 from velollm.knobs import Knobs
+from velollm.models.gguf import model_facts, read_gguf
 from velollm.models.memory import AVX2_REPACKS, Engine, MemoryEstimate, estimate_memory
 
 # What other processors repack (ggml/src/ggml-cpu/repack.cpp): the rest needs AVX-512, or matrix instructions of ARM.
@@ -14,7 +17,13 @@ _ARM_REPACKS = AVX2_REPACKS | {"q5_k", "q6_k", "q8_0"}
 def calculate(
     model: ModelFacts, knobs: Knobs, machine: Facts, *, draft: ModelFacts | None = None
 ) -> MemoryEstimate | None:
-    """The arithmetic for a machine: all its GPUs may take layers, in proportion to their memory."""
+    """The arithmetic for a machine: all its GPUs may take layers, in proportion to their memory.
+
+    A draft that the knobs name is read from its file, where none is given. Raises `VeloError` where that cannot be.
+    """
+    path = knobs.get("draft_model")
+    if draft is None and isinstance(path, str) and str(knobs.get("speculation")).startswith("draft"):
+        draft = model_facts(read_gguf(Path(path)), path)
     gpus = gpu_names(machine)
     sizes = [gpu.vram_free_bytes or gpu.vram_bytes or gpu.shared_pool_bytes or 0 for gpu in _gpus(machine)]
     split = tuple(float(size) for size in sizes) if gpus and all(sizes) else None

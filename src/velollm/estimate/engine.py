@@ -8,37 +8,75 @@ from pathlib import Path
 
 from velollm.backends.base import Backend, iter_backends
 from velollm.backends.buffers import parse_device_buffers
+from velollm.backends.ollama import OllamaBackend
+from velollm.backends.stamp import engine_stamp
 from velollm.errors import UsageError, VeloError
 from velollm.estimate.arithmetic import calculate
 from velollm.estimate.find import Found
-from velollm.estimate.kept import corrected, keep_measured, kept_factors
+from velollm.estimate.kept import Kept, find_kept, keep_measured, keep_total
 from velollm.facts import Facts
 from velollm.knobs import Knobs
-from velollm.models.memory import CPU, DeviceMemory, MemoryEstimate
+from velollm.models.memory import CPU, DeviceMemory, MemoryEstimate, corrected
+
+# What tells a total where there is no log.
+_PS = "/api/ps"
 
 
 def ask_engine(backend: str, name: str, found: Found, knobs: Knobs, machine: Facts, data: Path) -> MemoryEstimate:
-    """What the engine of that backend allocates; the correction is kept for later estimates.
+    """What the engine of that backend allocates, draft and placement included; the correction is kept.
 
-    Where no engine is at hand, the arithmetic with what an engine once allocated for this model.
+    Where no engine can be started, the arithmetic with what the running one tells of the model, if it has it loaded,
+    else with what any once allocated for it.
 
     Raises:
         VeloError: no engine can be asked and nothing was kept, or the model does not load.
     """
     expected = calculate(found.facts, knobs, machine)
     engine = _engine(backend)
-    if (lacking := engine.missing()) or found.path is None:
-        factors = kept_factors(data, found.facts, found.path)
-        if expected is not None and factors:
-            return corrected(expected, factors)
-        why = lacking or f"{name} is not on this machine"
-        raise VeloError(f"no engine can be asked: {why.partition(': ')[0]}", "leave out --basis engine")
+    why = _why_not(engine, name, found)
+    if why is not None:
+        kept = _ask_running(engine, name, found, knobs, expected, data) or find_kept(data, found.facts, found.path)
+        if kept is None or expected is None:
+            raise VeloError(f"no engine can be asked: {why.partition(': ')[0]}", "leave out --basis engine")
+        return corrected(expected, kept.factors)
     text = _load(engine, name, found, knobs, machine)
     by_device = parse_device_buffers(text)
     if not by_device:
         raise VeloError("the engine's log does not tell what it allocated", "leave out --basis engine")
-    keep_measured(data, found.facts, found.path, expected, text)
-    return _estimate(by_device)
+    keep_measured(data, found.facts, found.path, expected, text, _stamp(engine))
+    return _estimate(by_device, found.facts.projector_bytes or 0)
+
+
+def _why_not(engine: Backend, name: str, found: Found) -> str | None:
+    """Why no private server can be started; None where it can."""
+    if (lacking := engine.missing()) is not None:
+        return lacking
+    if found.path is None:
+        return f"{name} is not on this machine"
+    return engine.untriable(engine.find_model(name)) if isinstance(engine, OllamaBackend) else None
+
+
+def _ask_running(
+    engine: Backend, name: str, found: Found, knobs: Knobs, expected: MemoryEstimate | None, data: Path
+) -> Kept | None:
+    """The total that `/api/ps` tells, where the server has the model loaded with this very context and slots.
+
+    How many slots it has is in its child's command line alone; where that cannot be seen, nothing is told.
+    """
+    if not isinstance(engine, OllamaBackend) or engine.version is None or expected is None:
+        return None
+    argvs = [argv for _, argv in (engine.process.children if engine.process else ()) if "-np" in argv[:-1]]
+    slots = [argv[argv.index("-np") + 1] for argv in argvs]
+    for held in engine.holding():
+        same = held.name.removesuffix(":latest") == name.removesuffix(":latest")
+        if same and held.context_tokens == knobs.get("context_tokens") and slots == [str(knobs.get("slots") or 1)]:
+            keep_total(data, found.facts, found.path, expected, held.size_bytes, Kept({}, _PS, _stamp(engine)))
+            return find_kept(data, found.facts, found.path, build=_PS)
+    return None
+
+
+def _stamp(engine: Backend) -> str | None:
+    return engine_stamp(engine.name, engine.binary if isinstance(engine, OllamaBackend) else None)
 
 
 def _engine(name: str) -> Backend:
@@ -59,11 +97,13 @@ def _load(engine: Backend, name: str, found: Found, knobs: Knobs, machine: Facts
         return log.read_text(encoding="utf-8", errors="replace")
 
 
-def _estimate(by_device: Mapping[str, Mapping[str, int]]) -> MemoryEstimate:
+def _estimate(by_device: Mapping[str, Mapping[str, int]], projector_bytes: int) -> MemoryEstimate:
+    """The log's numbers by device; it does not tell the weights of a projector, which are as in the file."""
     names = sorted(by_device, key=lambda name: (name != CPU, name))
-    return MemoryEstimate(
-        tuple(
-            DeviceMemory(name, **{f"{term}_bytes": number for term, number in by_device[name].items()}, basis="engine")
-            for name in names
-        )
-    )
+    found = []
+    for name in names:
+        terms = {f"{term}_bytes": number for term, number in by_device[name].items()}
+        if name == [*names[1:], CPU][0]:
+            terms["weights_bytes"] = terms.get("weights_bytes", 0) + projector_bytes
+        found.append(DeviceMemory(name, **terms, basis="engine"))
+    return MemoryEstimate(tuple(found))

@@ -11,21 +11,39 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from velollm.backends.buffers import TERMS, parse_buffers, parse_build
+from velollm.backends.buffers import parse_buffers, parse_build
+from velollm.backends.stamp import engine_stamp
 from velollm.config import ensure_dir
 from velollm.errors import VeloError
 from velollm.facts import ModelFacts
-from velollm.models.memory import MemoryEstimate
+from velollm.models.memory import TERMS, MemoryEstimate
+from velollm.units import MIB
 
 _FILE = "memory.json"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _MOST_ENTRIES = 1000
 _HEAD_BYTES = 64 * 1024
 # A term that was further off than that was not of the same load.
 _LEAST, _MOST = 0.25, 4.0
+# The log has two digits after the point, on each of up to five lines: a smaller difference is its rounding.
+_ROUNDING_BYTES = MIB // 40
+_LOG = "log"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an engine allocated for a model, over the arithmetic, by term, or for ``total`` alone.
+
+    ``source``: ``log``, or what told the total where there is no such log. ``stamp``: the engine, as `engine_stamp`
+    tells it.
+    """
+
+    factors: Mapping[str, float]
+    source: str = _LOG
+    stamp: str | None = None
 
 
 def identity(model: ModelFacts, path: Path | None) -> str | None:
@@ -42,78 +60,108 @@ def identity(model: ModelFacts, path: Path | None) -> str | None:
     return f"{hashlib.sha256(head).hexdigest()[:32]}-{model.file_bytes}"
 
 
-def keep_measured(data: Path, model: ModelFacts, path: Path | None, expected: MemoryEstimate | None, log: str) -> None:
+def uncorrected(model: ModelFacts) -> ModelFacts:
+    """The model for arithmetic alone."""
+    return model.model_copy(update={"memory_factors": {}}) if model.memory_factors else model
+
+
+def with_kept(data: Path, model: ModelFacts, path: Path | None, backend: str) -> ModelFacts:
+    """The model with what this very engine last allocated for it, where that was kept."""
+    stamp = engine_stamp(backend) if (data / _FILE).exists() else None
+    found = None if stamp is None else find_kept(data, model, path, stamp=stamp)
+    return model if found is None else model.model_copy(update={"memory_factors": found.factors})
+
+
+def keep_measured(
+    data: Path,
+    model: ModelFacts,
+    path: Path | None,
+    expected: MemoryEstimate | None,
+    log: str,
+    stamp: str | None = None,
+) -> None:
     """Remember by how much the engine's own numbers in ``log`` differ from what was expected, term by term.
 
-    Nothing is kept where the log names no buffers or no build. A directory that cannot be written is no error:
-    what is kept only makes later estimates better.
+    ``expected`` is the arithmetic for the same knobs. Nothing is kept where the log names no buffers or no build. A
+    directory that cannot be written is no error: what is kept only makes later estimates better.
     """
-    name, build, measured = identity(model, path), parse_build(log), parse_buffers(log)
-    if name is None or build is None or expected is None or "compute" not in measured:
+    build, measured = parse_build(log), parse_buffers(log)
+    if build is None or expected is None or "compute" not in measured:
         return
     factors = {
-        term: round(measured.get(term, 0) / total, 6)
+        term: round(measured[term] / total, 6)
         for term in TERMS
-        if (total := sum(getattr(device, f"{term}_bytes") for device in expected.devices)) and measured.get(term)
+        if (total := sum(getattr(device, f"{term}_bytes") for device in expected.devices))
+        and measured.get(term)
+        and abs(measured[term] - total) > _ROUNDING_BYTES
     }
+    _keep(data, model, path, build, Kept(factors, _LOG, stamp))
+
+
+def keep_total(
+    data: Path, model: ModelFacts, path: Path | None, expected: MemoryEstimate | None, size_bytes: int, kept: Kept
+) -> None:
+    """Remember a total that something else than a log told; ``kept`` says what, and of which engine."""
+    if expected is None or not expected.total_bytes or size_bytes <= 0:
+        return
+    factors = {"total": round(size_bytes / expected.total_bytes, 6)}
+    _keep(data, model, path, kept.source.replace(" ", "_"), Kept(factors, kept.source, kept.stamp))
+
+
+def _keep(data: Path, model: ModelFacts, path: Path | None, build: str, kept: Kept) -> None:
+    name = identity(model, path)
+    if name is None:
+        return
     entries = {key: value for key, value in _read(data).items() if key != f"{name} {build}"}
     while len(entries) >= _MOST_ENTRIES:
         del entries[next(iter(entries))]
-    entries[f"{name} {build}"] = factors
+    entries[f"{name} {build}"] = kept
     with contextlib.suppress(OSError, VeloError):
         _write(data, entries)
 
 
-def kept_factors(data: Path, model: ModelFacts, path: Path | None, build: str | None = None) -> Mapping[str, float]:
-    """Factors by term for a model, of that engine build or, without one, the latest that was kept; empty without."""
+def find_kept(
+    data: Path, model: ModelFacts, path: Path | None, *, build: str | None = None, stamp: str | None = None
+) -> Kept | None:
+    """The latest that was kept for a model, of that engine build or that engine; None without.
+
+    An engine whose ``stamp`` is given must have been told by the same one.
+    """
     name = identity(model, path)
     if name is None:
-        return {}
-    found: Mapping[str, float] = {}
-    for key, factors in _read(data).items():
+        return None
+    found = None
+    for key, kept in _read(data).items():
         kept_name, _, kept_build = key.rpartition(" ")
-        if kept_name == name and build in (None, kept_build):
-            found = factors
+        if kept_name == name and build in (None, kept_build) and stamp in (None, kept.stamp):
+            found = kept
     return found
 
 
-def corrected(found: MemoryEstimate, factors: Mapping[str, float]) -> MemoryEstimate:
-    """The estimate with each term multiplied by its factor."""
-    if not factors:
-        return found
-    devices = tuple(
-        replace(
-            device,
-            **{
-                f"{term}_bytes": round(getattr(device, f"{term}_bytes") * factor)
-                for term, factor in factors.items()
-                if term in TERMS
-            },
-            basis="measured",
-        )
-        for device in found.devices
-    )
-    return replace(found, devices=devices)
-
-
-def _read(data: Path) -> dict[str, dict[str, float]]:
+def _read(data: Path) -> dict[str, Kept]:
     try:
         document = json.loads((data / _FILE).read_text(encoding="utf-8"))
-        entries = document["factors"] if document["schema_version"] == _SCHEMA_VERSION else {}
-        return {
-            str(key): {str(term): float(factor) for term, factor in value.items() if _LEAST <= float(factor) <= _MOST}
-            for key, value in entries.items()
-        }
+        entries = document["loads"] if document["schema_version"] == _SCHEMA_VERSION else {}
+        return {str(key): _parse(value) for key, value in entries.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 
-def _write(data: Path, entries: Mapping[str, Mapping[str, float]]) -> None:
+def _parse(value: Mapping[str, object]) -> Kept:
+    factors, stamp = value["factors"], value["stamp"]
+    if not isinstance(factors, Mapping):
+        raise TypeError("factors are no mapping")
+    sound = {str(term): float(factor) for term, factor in factors.items() if _LEAST <= float(factor) <= _MOST}
+    return Kept(sound, str(value["source"]), None if stamp is None else str(stamp))
+
+
+def _write(data: Path, entries: Mapping[str, Kept]) -> None:
     directory = ensure_dir(data)
     handle, name = tempfile.mkstemp(dir=directory, prefix=f".{_FILE}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"schema_version": _SCHEMA_VERSION, "factors": entries}, file, indent=1)
+            loads = {key: asdict(kept) for key, kept in entries.items()}
+            json.dump({"schema_version": _SCHEMA_VERSION, "loads": loads}, file, indent=1)
         Path(name).replace(directory / _FILE)
     except OSError:
         Path(name).unlink(missing_ok=True)

@@ -72,6 +72,9 @@ class ModelFacts(Frozen):
     main memory), ``output_part`` (output matrix, last norm and the like), ``projector_bytes`` (what turns pictures into
     embeddings). With ``tied_embeddings`` the file has no output matrix: the engine multiplies with the embedding, a
     second copy of it where the output layer is elsewhere.
+
+    ``memory_factors``: by how much more than the arithmetic the engine at hand last allocated for it, by term; empty
+    where it was not asked, or by no more than its log is rounded.
     """
 
     name: str
@@ -115,4 +118,5 @@ class ModelFacts(Frozen):
     projector_bytes: int | None = None
     tied_embeddings: bool | None = None
     bytes_by_type: Mapping[str, int] = field(default_factory=dict)
+    memory_factors: Mapping[str, float] = field(default_factory=dict)
     made: MadeFacts | None = None

@@ -6,17 +6,19 @@ stacks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from velollm.facts import ModelFacts
 from velollm.knobs import Basis, Knobs
 from velollm.models.memory_cache import cache_size, kv_layer_bytes, state_layer_bytes
-from velollm.models.memory_compute import compute_bytes, output_bytes, worst_step
+from velollm.models.memory_compute import compute_bytes, output_bytes, proposed_tokens, worst_step
 from velollm.models.memory_weights import CPU, WeightBytes, estimate_weights, largest_on_cpu, place
 
 __all__ = [
     "CPU",
     "DEFAULT_UBATCH",
+    "TERMS",
     "DeviceMemory",
     "Engine",
     "MemoryEstimate",
@@ -28,6 +30,8 @@ __all__ = [
 DEFAULT_UBATCH = 512
 _DEFAULT_BATCH = 2048
 _OFFLOADED_TOKENS = 32  # GGML_OP_OFFLOAD_MIN_BATCH, ggml/src/ggml-cuda/ggml-cuda.cu
+# What an engine's log names, one by one.
+TERMS = ("weights", "repack", "kv", "recurrent", "compute", "output")
 # What an x86 processor with AVX2 repacks (ggml/src/ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type).
 AVX2_REPACKS = frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4"})
 
@@ -44,7 +48,7 @@ class DeviceMemory:
     """Bytes by purpose on one device: ``CPU`` (main memory) or a GPU, by the name that was given.
 
     ``weights_bytes`` are as in the file (mapped or read), ``repack_bytes`` the copy that suits the processor.
-    ``draft_bytes``: all that a draft model takes there.
+    ``draft_bytes``: all that a draft model takes there. ``picture_bytes``: what a projector of pictures computes in.
     """
 
     device: str
@@ -55,6 +59,7 @@ class DeviceMemory:
     compute_bytes: int = 0
     output_bytes: int = 0
     draft_bytes: int = 0
+    picture_bytes: int = 0
     basis: Basis = "arithmetic"
 
     @property
@@ -68,6 +73,7 @@ class DeviceMemory:
             + self.compute_bytes
             + self.output_bytes
             + self.draft_bytes
+            + self.picture_bytes
         )
 
 
@@ -91,6 +97,19 @@ class MemoryEstimate:
         return sum(device.total_bytes for device in self.devices)
 
 
+def corrected(found: MemoryEstimate, factors: Mapping[str, float]) -> MemoryEstimate:
+    """The estimate with each term times its factor, one without a factor of its own times that of the ``total``."""
+    if not factors:
+        return found
+    every = factors.get("total", 1.0)
+    devices = []
+    for device in found.devices:
+        sizes = {f"{term}_bytes": factors.get(term, every) for term in TERMS}
+        scaled = {name: round(getattr(device, name) * factor) for name, factor in sizes.items()}
+        devices.append(replace(device, **scaled, basis="corrected"))
+    return replace(found, devices=tuple(devices))
+
+
 @dataclass(frozen=True)
 class _Settings:
     """Knobs as numbers; one that is absent or None is as llama.cpp sets it."""
@@ -109,6 +128,8 @@ class _Settings:
     cpu_moe_layers: int
     cpu_ffn_layers: int
     speculation: str
+    proposed: int | None
+    repack: bool
 
 
 def _settings(model: ModelFacts, knobs: Knobs) -> _Settings | None:
@@ -131,6 +152,8 @@ def _settings(model: ModelFacts, knobs: Knobs) -> _Settings | None:
         cpu_moe_layers=_number(knobs, "cpu_moe_layers") or 0,
         cpu_ffn_layers=_number(knobs, "cpu_ffn_layers") or 0,
         speculation=str(knobs.get("speculation") or "none"),
+        proposed=_number(knobs, "speculation_tokens"),
+        repack=knobs.get("repack") != "off",
     )
 
 
@@ -146,17 +169,21 @@ def estimate_memory(
     """Memory of the model under these knobs; a knob that is absent or None counts as llama.cpp's default.
 
     ``gpus``: names of the GPUs that may take layers (all layers go there, unless ``gpu_layers`` says otherwise),
-    ``split``: their shares. ``draft``: a model beside it that proposes tokens, with as much context. None where the
-    shape of either, or how its architecture caches, is not known well enough.
+    ``split``: their shares. ``draft``: a model beside it that proposes tokens, with as much context. What an engine
+    once allocated (``memory_factors``) corrects each term. None where the shape of either, or how its architecture
+    caches, is not known well enough.
     """
     settings = _settings(model, knobs)
     if settings is None or model.layers is None:
         return None
     if draft is not None and settings.speculation == "none":
-        settings = replace(settings, speculation="draft")
+        settings = replace(settings, speculation="draft-simple")
     found = _devices(model, settings, model.layers, gpus, split, engine or Engine())
-    if found is None or draft is None:
-        return None if found is None else MemoryEstimate(found)
+    if found is None:
+        return None
+    found = corrected(MemoryEstimate(found), model.memory_factors).devices
+    if draft is None:
+        return MemoryEstimate(found)
     beside = _devices(
         draft,
         replace(
@@ -193,7 +220,8 @@ def _devices(
         cpu_ffn_layers=settings.cpu_ffn_layers,
     )
     # Beside a GPU the CPU's weights stay as the GPU can read them (src/llama-model.cpp, ``make_cpu_buft_list``).
-    weights = estimate_weights(model, placement, frozenset() if gpus else engine.repacks, mmap=settings.mmap)
+    repacks = engine.repacks if settings.repack and not gpus else frozenset()
+    weights = estimate_weights(model, placement, repacks, mmap=settings.mmap)
     size = cache_size(
         model,
         settings.context,
@@ -211,7 +239,7 @@ def _devices(
         flash_attention=settings.flash_attention,
         kv_type_k=settings.kv_k,
         kv_type_v=settings.kv_v,
-        speculation=settings.speculation,
+        proposed=proposed_tokens(settings.speculation, settings.proposed),
     )
     names = (CPU, *gpus)
     homes = tuple(names.index(home) for home in (*placement.layers[:layers], placement.output))

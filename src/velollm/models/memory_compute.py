@@ -10,10 +10,26 @@ from velollm.models.memory_cache import CacheSize
 
 _FLOAT_BYTES = 4
 # Tokens that each kind of speculation may propose at once (common/common.h; ``common_speculative_n_max``).
-_PROPOSED = {"ngram-simple": 48, "ngram-map-k": 48, "ngram-map-k4v": 48, "ngram-mod": 64, "ngram-cache": 8, "draft": 3}
+_PROPOSED = {
+    "ngram-simple": 48,
+    "ngram-map-k": 48,
+    "ngram-map-k4v": 48,
+    "ngram-mod": 64,
+    "ngram-cache": 8,
+    "draft-simple": 3,
+    "draft-mtp": 3,
+    "draft-dflash": 3,
+}
+_FIXED = frozenset({"none", "ngram-cache"})
 _CPU_ALIGNMENT = 32  # TENSOR_ALIGNMENT, ggml/src/ggml-impl.h
 _GPU_ALIGNMENT = 128  # ggml/src/ggml-cuda/ggml-cuda.cu, ggml_backend_cuda_buffer_type_get_alignment
 _TURNED_HEAD = 64  # src/llama-kv-cache.cpp, attn_rot_k
+
+
+def proposed_tokens(speculation: str, asked: int | None = None) -> int:
+    """Most tokens that this kind of speculation proposes at once: as asked, else the engine's own number."""
+    own = _PROPOSED.get(speculation, 0)
+    return own if asked is None or not own or speculation in _FIXED else asked
 
 
 def worst_step(
@@ -24,15 +40,15 @@ def worst_step(
     flash_attention: bool,
     kv_type_k: str,
     kv_type_v: str,
-    speculation: str = "none",
+    proposed: int = 0,
 ) -> Step:
     """The step that the engine reserves for: a whole ubatch (src/llama-context.cpp, ``sched_reserve``).
 
-    Each slot gets one row of logits, and one more for each token that speculation may propose
+    Each slot gets one row of logits, and one more for each ``proposed`` token of speculation
     (tools/server/server-context.cpp, ``server_output_limits``).
     """
     tokens = -(-size.ubatch // slots) * slots
-    rows = slots * (1 + _PROPOSED.get(speculation, 0))
+    rows = slots * (1 + proposed)
     return Step(
         tokens=tokens,
         sequences=slots,

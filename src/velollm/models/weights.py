@@ -95,7 +95,7 @@ def reformatted(model: ModelFacts, tensors: Sequence[TensorInfo], form: Format) 
     weights = _sums(tuple(found), layers, model.mtp_layers or 0)
     header_bytes = (model.file_bytes or 0) - (model.tensor_bytes or 0)
     file_bytes = None if model.file_bytes is None else header_bytes + offset
-    update = {**weights, "file_bytes": file_bytes, "file_type": form.name.upper(), "path": None}
+    update = {**weights, "file_bytes": file_bytes, "file_type": form.name.upper(), "path": None, "memory_factors": {}}
     return model.model_copy(update=update)
 
 

@@ -13,6 +13,7 @@ from velollm.backends.ollama_library import is_in_library
 from velollm.bench.history import read_history
 from velollm.config import Paths
 from velollm.errors import UsageError, VeloError
+from velollm.estimate.kept import with_kept
 from velollm.facts import Facts, ModelFacts
 from velollm.knobs import Profile, Wish
 from velollm.models.accelerators import fill_from_table
@@ -155,7 +156,7 @@ class Finder:
         if path is None:
             raise VeloError(f"the file of {name} cannot be read", "run this as a user who may read Ollama's models")
         header = read_gguf(path)
-        own = model_facts(header, full)
+        own = with_kept(self.paths.data, model_facts(header, full), path, "ollama")
         if (own.file_type or "").lower() not in _PLAIN:
             raise UsageError(
                 f"{name} is in {own.file_type or 'an unknown format'}, and only 16-bit weights can be made smaller",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from velollm.facts import Facts, ModelFacts
-from velollm.knobs import Wish
+from velollm.knobs import Basis, Wish
 from velollm.models.catalog import CatalogChoice
 from velollm.models.reads import TokenCost, active_weight_bytes, estimate_token_cost
 from velollm.models.speed import DeviceSpeed, Estimated, Rate, cpu_speed, estimate_decode, estimate_ttft, gpu_speed
@@ -48,6 +48,11 @@ class Option:
     def memory_bytes(self) -> int:
         """Bytes that it takes on all devices together."""
         return self.placement.total_bytes
+
+    @property
+    def memory_basis(self) -> Basis:
+        """What that rests on: arithmetic, or that corrected by what the engine here last allocated for the model."""
+        return "corrected" if self.model.memory_factors else "arithmetic"
 
     @property
     def download_bytes(self) -> int | None:

@@ -18,6 +18,7 @@ _ROWS = (
     ("compute_bytes", "computing"),
     ("output_bytes", "logits"),
     ("draft_bytes", "draft model"),
+    ("picture_bytes", "computing pictures"),
 )
 _SHOWN = ("context_tokens", "slots", "kv_type_k", "kv_type_v", "batch", "ubatch", "load_mode", "flash_attention")
 
@@ -39,7 +40,8 @@ def render_estimate(answer: Answer) -> RenderableType:
 
 
 def _basis(device: DeviceMemory) -> str:
-    return {"engine": "the engine's log", "measured": "corrected by loads"}.get(device.basis, device.basis)
+    words = {"engine": "the engine's log", "corrected": "arithmetic, corrected by this engine's last load"}
+    return words.get(device.basis, device.basis)
 
 
 def _settings(answer: Answer) -> str:

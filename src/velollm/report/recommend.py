@@ -61,7 +61,7 @@ def _range(number: Estimated | None) -> str:
 
 def _grounds(option: Option) -> list[str]:
     size = f"{option.context_tokens} tokens of context" + (f" in {option.slots} slots" if option.slots > 1 else "")
-    lines = [f"Memory: {render_bytes(option.memory_bytes)} with {size} [arithmetic]."]
+    lines = [f"Memory: {render_bytes(option.memory_bytes)} with {size} [{option.memory_basis}]."]
     if option.decode is not None:
         lines.append(f"Decode, one user: {option.decode.basis} [{option.decode.evidence}].")
     if option.ttft is not None:
@@ -112,7 +112,7 @@ def _option_fields(option: Option) -> dict[str, Any]:
         "slots": option.slots,
         "where": option.placement.where,
         "placement": asdict(option.placement),
-        "memory": {"total_bytes": option.memory_bytes, "evidence": "arithmetic"},
+        "memory": {"total_bytes": option.memory_bytes, "evidence": option.memory_basis},
         "decode_tokens_per_s": asdict(option.decode) if option.decode is not None else None,
         "prompt_tokens": option.prompt_tokens,
         "ttft_s": asdict(option.ttft) if option.ttft is not None else None,

@@ -16,12 +16,7 @@ _LIMIT_S = 120.0
 
 
 def measure(server: Path, model: Path, arguments: list[str]) -> dict[str, int]:
-    """Bytes by kind of buffer. Raises `RuntimeError` as `read_log` does."""
-    return parse_buffers(read_log(server, model, arguments))
-
-
-def read_log(server: Path, model: Path, arguments: list[str]) -> str:
-    """Start the server, read until it listens, end it; what it printed.
+    """Start the server, read until it listens, end it; bytes by kind of buffer.
 
     Raises:
         RuntimeError: it did not load the model; its last words are in the message.
@@ -42,7 +37,7 @@ def read_log(server: Path, model: Path, arguments: list[str]) -> str:
         for line in process.stdout:
             lines.append(line)
             if "listening on" in line:
-                return "".join(lines)
+                return parse_buffers("".join(lines))
     finally:
         timer.cancel()
         with contextlib.suppress(ProcessLookupError):

@@ -82,3 +82,17 @@ def test_versions_as_their_makers_count_them() -> None:
 def test_any_text_is_read(text: str) -> None:
     assert all(number >= 0 for number in parse_buffers(text).values())
     parse_build(text)
+
+
+def test_a_draft_and_pictures_are_told_apart_from_the_model() -> None:
+    more = """\
+I common_speculative_init_result: loading draft model '/m/draft.gguf'
+I print_info: no_alloc              = 0
+I load_tensors:   CPU_Mapped model buffer size =    10.00 MiB
+I llama_kv_cache:        CPU KV buffer size =     4.00 MiB
+I sched_reserve:        CPU compute buffer size =     3.00 MiB
+I reserve_compute_meta:        CPU compute buffer size =     7.00 MiB
+I reserve_compute_meta:        CPU compute buffer size =     5.00 MiB
+"""
+    alone, both = parse_device_buffers(LOG)["CPU"], parse_device_buffers(LOG + more)["CPU"]
+    assert both == {**alone, "draft": 17 * MIB, "picture": 5 * MIB}

@@ -116,6 +116,8 @@ def test_the_table_fits_a_narrow_terminal(tiny: Path) -> None:
         (("MODEL", "--draft", "no-such-draft"), "there is no model 'no-such-draft'"),
         (("MODEL", "--basis", "engine", "--backend", "none"), "there is no backend 'none'"),
         (("MODEL", "--basis", "engine", "--hardware", "x.yaml"), "x.yaml"),
+        (("MODEL", "--projector", "absent.gguf"), "cannot read absent.gguf"),
+        (("MODEL", "--projector", "MODEL", "--basis", "engine"), "not with a projector of its own"),
     ],
 )
 def test_what_a_user_can_do_wrong(tiny: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -139,7 +141,7 @@ def test_an_engine_is_asked_and_remembered(tiny: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("VELOLLM_HOME", str(tmp_path))
     asked = (str(tiny), "--backend", "embedded", "--context", "512")
     (device,) = estimated(*asked, "--basis", "engine")["devices"]
-    (worked_out,) = estimated(*asked)["devices"]
+    (worked_out,) = estimated(*asked, "--basis", "arithmetic")["devices"]
     assert device["basis"] == "engine"
     assert device["kv_bytes"] == worked_out["kv_bytes"]
     assert device["compute_bytes"] == pytest.approx(worked_out["compute_bytes"], rel=0.2)

@@ -57,6 +57,9 @@ def command(
     draft: Annotated[
         str | None, typer.Option("--draft", metavar="MODEL", help="A model beside it that proposes tokens.")
     ] = None,
+    projector: Annotated[
+        Path | None, typer.Option("--projector", metavar="FILE", help="What turns pictures into embeddings for it.")
+    ] = None,
     backend: BackendOption = "auto",
     basis: Annotated[
         str,
@@ -98,7 +101,7 @@ def command(
     knobs.update(_parsed(texts))
     if kv_unified:
         knobs["kv_unified"] = "on"
-    answer = estimate(Question(model, knobs, draft, backend, hardware, wanted), user_paths().data)
+    answer = estimate(Question(model, knobs, draft, backend, hardware, wanted, projector), user_paths().data)
     if json_:
         print_json(_fields(answer))
         return

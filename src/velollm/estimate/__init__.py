@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from velollm.errors import VeloError
 from velollm.estimate.arithmetic import calculate
 from velollm.estimate.defaults import default_knobs
-from velollm.estimate.find import Found, find_facts
+from velollm.estimate.find import Found, find_facts, with_projector
 from velollm.estimate.kept import with_kept
 from velollm.facts import CpuFacts, Facts, GpuFacts, ModelFacts
 from velollm.knobs import Knobs, KnobValue
@@ -35,7 +35,8 @@ class Question:
     """What is asked: a model, the knobs that were given, and on what. ``backend`` auto: as the model's kind has it.
 
     ``hardware``: a capture or description of another machine. ``basis``: ``arithmetic`` alone, ``auto``: corrected by
-    what the engine here once allocated for the model, or ``engine``: as that has it now.
+    what the engine here once allocated for the model, or ``engine``: as that has it now. ``projector``: the file of one
+    for pictures, where the model's name does not bring it along.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Question:
     backend: str = "auto"
     hardware: Path | None = None
     basis: Literal["auto", "arithmetic", "engine"] = "auto"
+    projector: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def estimate(question: Question, data: Path) -> Answer:
         VeloError: there is no such model, its shape is not known well enough, or no engine can be asked.
     """
     found = find_facts(question.model)
+    if question.projector is not None:
+        found = replace(found, facts=with_projector(found.facts, question.projector))
     draft = None if question.draft is None else find_facts(question.draft)
     backend = found.backend if question.backend == "auto" else question.backend
     machine = _machine(question.hardware)
@@ -72,8 +76,11 @@ def estimate(question: Question, data: Path) -> Answer:
     if question.basis == "engine":
         from velollm.estimate.engine import ask_engine
 
-        if question.hardware is not None:
-            raise VeloError("an engine can be asked on this machine only", "leave out --hardware or --basis")
+        if question.hardware is not None or question.projector is not None:
+            raise VeloError(
+                "an engine can be asked on this machine only, and not with a projector of its own",
+                "leave out --hardware, --projector or --basis",
+            )
         measured = ask_engine(backend, question.model, found, knobs, machine, data)
         return Answer(found.facts, backend, knobs, _with_cache(measured), _unknown(found), found.source)
     if question.basis == "auto" and question.hardware is None:
@@ -126,8 +133,8 @@ def _with_cache(found: MemoryEstimate) -> MemoryEstimate:
 
 def _unknown(found: Found) -> tuple[str, ...]:
     notes = ["the engine's own program, stacks and libraries"]
-    if found.facts.projector_bytes:
-        notes.append("buffers for pictures")
+    if found.facts.projector_bytes and found.facts.projector is None:
+        notes.append("buffers for pictures, as this kind of projector is not known")
     return (*notes, *found.unknown)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from velollm.errors import VeloError
 from velollm.facts import ModelFacts
 from velollm.models.gguf import model_facts, read_gguf
+from velollm.models.projector import projector_facts
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def _find_in_ollama(name: str, environ: Mapping[str, str], home: Path) -> Found 
         facts = model_facts(read_gguf(blob), name)
         projector = find_ollama_blob(name, directory, PROJECTOR_LAYER)
         if projector is not None:
-            size = projector.stat().st_size + (facts.projector_bytes or 0)
-            facts = facts.model_copy(update={"projector_bytes": size})
+            facts = with_projector(facts, projector)
         return Found(facts, blob, "ollama")
     return None
 
@@ -87,6 +87,13 @@ def _ask_server(name: str, environ: Mapping[str, str]) -> Found | None:
         backend.api.close()
     unknown = ("what turns pictures into embeddings",) if shown.get("projector_info") else ()
     return None if facts is None else Found(facts, None, "ollama", "server", unknown)
+
+
+def with_projector(facts: ModelFacts, path: Path) -> ModelFacts:
+    """The model with the projector of that file. Raises `VeloError` where it cannot be read."""
+    header = read_gguf(path)
+    size = sum(info.size_bytes or 0 for info in header.tensors) + (facts.projector_bytes or 0)
+    return facts.model_copy(update={"projector_bytes": size, "projector": projector_facts(header)})
 
 
 def _find_in_catalog(name: str) -> ModelFacts | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import field
 
 from velollm.facts.base import Frozen
-from velollm.facts.model import MadeFacts, MlaFacts, ModelFacts, PartFacts, SsmFacts
+from velollm.facts.model import MadeFacts, MlaFacts, ModelFacts, PartFacts, ProjectorFacts, SsmFacts
 from velollm.facts.server import (
     EngineFacts,
     FailedLoad,
@@ -49,6 +49,7 @@ __all__ = [
     "PastFlight",
     "PcieFacts",
     "PowerFacts",
+    "ProjectorFacts",
     "ServerActivity",
     "ServerFacts",
     "SsmFacts",

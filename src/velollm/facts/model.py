@@ -60,6 +60,35 @@ class PartFacts(Frozen):
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
+class ProjectorFacts(Frozen):
+    """What turns pictures into embeddings: a transformer over patches, and what joins its result to the model.
+
+    ``kind`` as ``clip.projector_type`` has it. ``patch`` and ``image``: sides in pixels; ``merge``: patches a side that
+    become one token. ``hidden``: width between the two last matrices, ``out``: of the model's embeddings.
+    ``positions``: places a side for which a position is learned. ``window_pattern``: every so-manieth layer attends to
+    the whole picture, the others to windows; 0: all do. ``deepstack``: layers whose result is handed out too.
+    ``gated``: feed-forward parts with a gate. ``bytes_of_patch`` and ``bytes_of_out``: of one value in the im2col of
+    the patches and in the last matrix.
+    """
+
+    kind: str
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    patch: int
+    image: int
+    merge: int
+    out: int
+    hidden: int = 0
+    positions: int = 0
+    window_pattern: int = 0
+    deepstack: tuple[int, ...] = ()
+    gated: bool = False
+    bytes_of_patch: int = 2
+    bytes_of_out: int = 2
+
+
 class ModelFacts(Frozen):
     """A model as its GGUF header describes it. Per-layer tuples have ``layers`` entries.
 
@@ -68,9 +97,9 @@ class ModelFacts(Frozen):
 
     Where the weights are, for whoever places them: ``layer_parts`` (without routed experts), ``feed_forward_parts``
     (what of these is feed-forward, shared experts included), ``expert_parts`` (the routed experts of each layer),
-    ``mtp_parts`` (one for each MTP layer), ``input_part`` (the embedding, which stays in
-    main memory), ``output_part`` (output matrix, last norm and the like), ``projector_bytes`` (what turns pictures into
-    embeddings). With ``tied_embeddings`` the file has no output matrix: the engine multiplies with the embedding, a
+    ``mtp_parts`` (one for each MTP layer), ``input_part`` (the embedding, which stays in main memory), ``output_part``
+    (output matrix, last norm and the like), ``projector_bytes`` (what turns pictures into embeddings), ``projector``
+    (its shape). With ``tied_embeddings`` the file has no output matrix: the engine multiplies with the embedding, a
     second copy of it where the output layer is elsewhere.
 
     ``memory_factors``: by how much more than the arithmetic the engine at hand last allocated for it, by term; empty
@@ -116,6 +145,7 @@ class ModelFacts(Frozen):
     input_part: PartFacts | None = None
     output_part: PartFacts | None = None
     projector_bytes: int | None = None
+    projector: ProjectorFacts | None = None
     tied_embeddings: bool | None = None
     bytes_by_type: Mapping[str, int] = field(default_factory=dict)
     memory_factors: Mapping[str, float] = field(default_factory=dict)

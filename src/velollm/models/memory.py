@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from velollm.facts import ModelFacts
 from velollm.knobs import Basis, Knobs
 from velollm.models.memory_cache import cache_size, kv_layer_bytes, state_layer_bytes
-from velollm.models.memory_compute import compute_bytes, output_bytes, proposed_tokens, worst_step
+from velollm.models.memory_compute import compute_bytes, output_bytes, picture_bytes, proposed_tokens, worst_step
 from velollm.models.memory_weights import CPU, WeightBytes, estimate_weights, largest_on_cpu, place
 
 __all__ = [
@@ -255,6 +255,7 @@ def _devices(
         compute = (compute[0], compute[1] + largest_on_cpu(model, placement), *compute[2:])
     # What turns pictures into embeddings goes to the first GPU, if there is one (tools/mtmd/clip.cpp).
     projector = model.projector_bytes or 0
+    pictures = 0 if model.projector is None else picture_bytes(model.projector, on_gpu=bool(gpus))
     return tuple(
         DeviceMemory(
             name,
@@ -264,6 +265,7 @@ def _devices(
             recurrent_bytes=_at(name, placement.layers, states, settings.offload),
             compute_bytes=compute[number],
             output_bytes=output if name == CPU else 0,
+            picture_bytes=pictures if name == (*gpus, CPU)[0] else 0,
         )
         for number, name in enumerate(names)
     )

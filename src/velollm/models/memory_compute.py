@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from velollm.facts import ModelFacts
+from functools import lru_cache
+
+from velollm.facts import ModelFacts, ProjectorFacts
 from velollm.knobs import QUANTIZED_KV_TYPES
 from velollm.models.graph_models import build_graph
 from velollm.models.graph_parts import Step
+from velollm.models.graph_pictures import picture_graph
 from velollm.models.memory_cache import CacheSize
 
 _FLOAT_BYTES = 4
@@ -89,6 +92,13 @@ def compute_bytes(
         return graph.buffer_bytes()
     graph.copy_between(4 if parallel else 1)
     return graph.buffer_bytes((_CPU_ALIGNMENT, *[_GPU_ALIGNMENT] * (devices - 1)))
+
+
+@lru_cache(maxsize=8)
+def picture_bytes(projector: ProjectorFacts, *, on_gpu: bool) -> int:
+    """What a projector computes in, for a picture of the size that the engine reserves for when it is loaded."""
+    (found,) = picture_graph(projector).buffer_bytes((_GPU_ALIGNMENT if on_gpu else _CPU_ALIGNMENT,))
+    return found
 
 
 def output_bytes(model: ModelFacts, step: Step) -> int | None:

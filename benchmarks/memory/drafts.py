@@ -1,26 +1,24 @@
-"""Hold what is loaded beside a model against an engine: a draft model, and a projector of pictures.
+"""Hold a draft model, which is loaded beside another, against an engine.
 
-    .venv/bin/python benchmarks/memory/beside.py LLAMA_SERVER -o RESULT.json [--only drafts|projectors]
+    .venv/bin/python benchmarks/memory/drafts.py LLAMA_SERVER -o RESULT.json
 
 Each case starts the server once with both, reads the sizes of all buffers from its log, and ends it. The result holds
-every case, the engine's bytes and ours: the main model's terms, and all that stands beside it as one.
+every case, the engine's bytes and ours: the main model's terms, and all of the draft's as one.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from engine import read_log
+from engine import measure
 from matrix import TERMS, arguments, save
 from shapes import SHAPES, write_shape
 
-from velollm.backends.buffers import parse_buffers
 from velollm.models.gguf import model_facts, read_gguf
 from velollm.models.memory import estimate_memory
 
@@ -41,7 +39,6 @@ DRAFT_SETTINGS: tuple[dict[str, Any], ...] = (
     {"context_tokens": 4000, "slots": 3, "ubatch": 100, "flash_attention": "off", "load_mode": "none"},
     {"context_tokens": 4096, "slots": 2, "kv_unified": "on", "ubatch": 1024},
 )
-_SECOND = re.compile(r"^.*loading draft model", re.MULTILINE)
 
 
 def drafts(server: Path, directory: Path) -> Iterator[dict[str, Any]]:
@@ -52,15 +49,11 @@ def drafts(server: Path, directory: Path) -> Iterator[dict[str, Any]]:
         main, draft = (model_facts(read_gguf(path), path.stem) for path in paths)
         for knobs in DRAFT_SETTINGS:
             beside = ["--spec-draft-model", str(paths[1]), "--spec-type", "draft-simple"]
-            log = read_log(server, paths[0], [*arguments(knobs), *beside])
-            both = _SECOND.search(log)
-            assert both is not None, "no draft was loaded"
-            engine = parse_buffers(log[: both.start()])
-            engine["beside"] = sum(parse_buffers(log).values()) - sum(engine.values())
+            engine = measure(server, paths[0], [*arguments(knobs), *beside])
             estimate = estimate_memory(main, knobs, draft=draft)
             assert estimate is not None
             (device,) = estimate.devices
-            ours = {term: getattr(device, f"{term}_bytes") for term in TERMS} | {"beside": device.draft_bytes}
+            ours = {term: getattr(device, f"{term}_bytes") for term in TERMS} | {"draft": device.draft_bytes}
             yield _case(" + ".join(names), main.architecture, knobs, engine, ours)
         for path in paths:
             path.unlink()
@@ -83,7 +76,7 @@ def main() -> None:
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="velollm-") as directory:
         cases += drafts(wanted.server, Path(directory))
-    save(wanted.server, wanted.output, cases, (*TERMS, "beside"))
+    save(wanted.server, wanted.output, cases, (*TERMS, "draft"))
 
 
 if __name__ == "__main__":

@@ -159,6 +159,7 @@ def test_what_is_learned_of_the_server(backend: OllamaBackend, server: RealOllam
         ({"speculation": "ngram-mod"}, {}),
         ({"kv_unified": "on", "slots": 2}, {"kv_unified": "on", "slots": 2}),
         ({"kv_offload": "off", "cpu_moe_layers": 1, "gpu_layers": 0}, {"kv_unified": "off"}),
+        ({"cpu_ffn_layers": 1}, {}),
         ({"load_mode": "mmap", "keep_alive_s": -1, "max_loaded_models": 1}, {}),
     ],
 )

@@ -109,6 +109,8 @@ def test_placement_is_for_gpus_and_repacking_is_not() -> None:
     assert {"gpu_layers": 0} in values("placement", on=ground(GPU))
     moe = {**BASE, "gpu_layers": 33, "cpu_moe_layers": 8}
     assert {"cpu_moe_layers": 4} in values("placement", moe, ground(GPU))
+    ffn = {**BASE, "cpu_ffn_layers": 8}
+    assert {"cpu_ffn_layers": 12} in values("placement", ffn, ground(GPU))
     assert values("repack") == [{"repack": "off"}]
     assert values("repack", on=ground(GPU)) == []
 

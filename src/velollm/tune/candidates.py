@@ -18,6 +18,7 @@ _ASKED_ONLY = frozenset({"priority", "load_mode"})
 
 _LEAST_UBATCH, _MOST_UBATCH = 64, 4096
 _MOST_THREADS = 4
+_SPILLS = ("cpu_moe_layers", "cpu_ffn_layers")
 _DRAFT_LENGTHS = (3, 6)
 # Kind, longest guess and match; None is the engine's own. Short ones because the engine's own (a match of 24 and 48
 # tokens at once for ngram-mod) fire on long repeats only.
@@ -141,18 +142,19 @@ def _batch_threads(base: Knobs, ground: Ground) -> Iterator[Knobs]:
 
 
 def _placement(base: Knobs, ground: Ground) -> Iterator[Knobs]:
-    """With a GPU: the engine's own choice, all layers there, none; experts in main memory a little more or less."""
+    """With a GPU: the engine's own choice, all layers there, none; what spills from layers, a little more or less."""
     if not ground.facts.gpus:
         return
     layers = ground.facts.model.layers if ground.facts.model else None
-    yield {"gpu_layers": None, "cpu_moe_layers": None}
+    yield dict.fromkeys(("gpu_layers", *_SPILLS))
     if layers is not None:
         yield {"gpu_layers": layers + 1}
-    moe = base.get("cpu_moe_layers")
-    if isinstance(moe, int) and moe > 0 and layers is not None:
-        step = max(1, layers // 8)
-        yield {"cpu_moe_layers": max(0, moe - step)}
-        yield {"cpu_moe_layers": min(layers, moe + step)}
+    for name in _SPILLS:
+        away = base.get(name)
+        if isinstance(away, int) and away > 0 and layers is not None:
+            step = max(1, layers // 8)
+            yield {name: max(0, away - step)}
+            yield {name: min(layers, away + step)}
     yield {"gpu_layers": 0}
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine import measure
 from matrix import TERMS, arguments, save
-from shapes import SHAPES, write_shape
+from shapes import SHAPES, Shape, write_shape
 
 from velollm.estimate.find import with_projector
 from velollm.models.gguf import model_facts, read_gguf
@@ -132,12 +132,22 @@ def _linear(name: str, width: int, rows: int) -> Iterator[tuple[str, tuple[int, 
     yield f"{name}.bias", (rows,), "f32"
 
 
-def cases(server: Path, directory: Path) -> Iterator[dict[str, Any]]:
+def _main(main: Shape, projector: Projector) -> Shape:
+    """The main model; one of another architecture where the projector hands it results of its layers too."""
+    if not projector.deepstack:
+        return main
+    more = (
+        ("qwen3vl.n_deepstack_layers", len(projector.deepstack)),
+        ("qwen3vl.rope.dimension_sections", (24, 20, 20, 0)),
+    )
+    return replace(main, architecture="qwen3vl", more=more)
+
+
+def cases(server: Path, directory: Path, only: str) -> Iterator[dict[str, Any]]:
     """All projectors with all settings."""
     shapes = {shape.name: shape for shape in SHAPES}
-    for shape in PROJECTORS:
-        main = write_shape(shapes[shape.main], directory / "main.gguf")
-        # The engine makes room for further results of the layers behind the embedding.
+    for shape in (shape for shape in PROJECTORS if shape.name.startswith(only)):
+        main = write_shape(_main(shapes[shape.main], shape), directory / "main.gguf")
         out = shapes[shape.main].width
         path = write_projector(shape, out, directory / "projector.gguf")
         model = with_projector(model_facts(read_gguf(main), shape.name), path)
@@ -164,9 +174,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("server", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--only", default="", help="projectors whose name begins so")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="velollm-") as directory:
-        save(wanted.server, wanted.output, list(cases(wanted.server, Path(directory))), (*TERMS, "picture"))
+        save(
+            wanted.server, wanted.output, list(cases(wanted.server, Path(directory), wanted.only)), (*TERMS, "picture")
+        )
 
 
 if __name__ == "__main__":

@@ -304,7 +304,7 @@ def _layer_vectors(shape: Shape, layer: int) -> Iterator[tuple[str, tuple[int, .
     elif shape.mla[0]:
         yield "attn_q_a_norm.weight", (shape.mla[1],)
         yield "attn_kv_a_norm.weight", (shape.mla[0],)
-    elif shape.architecture in ("qwen3", "qwen3moe", "gemma3"):
+    elif shape.architecture in ("qwen3", "qwen3moe", "qwen3vl", "gemma3"):
         yield "attn_q_norm.weight", (shape.head,)
         yield "attn_k_norm.weight", (shape.head,)
     if shape.architecture == "mamba2":

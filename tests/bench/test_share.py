@@ -17,7 +17,6 @@ from pydantic import BaseModel
 
 from tests.bench.simulated import World
 from velollm.backends.base import iter_backends
-from velollm.backends.buffers import TERMS
 from velollm.bench.apart import key_of
 from velollm.bench.design import Design
 from velollm.bench.history import Record, make_record
@@ -29,6 +28,7 @@ from velollm.bench.stats import compare_arms
 from velollm.bench.workload import load_workload
 from velollm.errors import VeloError
 from velollm.facts import CpuFacts, Facts, Frozen, GpuFacts, MadeFacts, MemoryFacts, ModelFacts
+from velollm.models.memory import TERMS
 from velollm.report.benchstat import render_benchstat
 
 DIGEST = "sha256-" + "0123456789abcdef" * 4

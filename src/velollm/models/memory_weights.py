@@ -143,7 +143,7 @@ def _parts(model: ModelFacts, placement: Placement) -> list[tuple[str, PartFacts
     ):
         if inner != home:
             # Of what stays on a GPU the bytes alone matter: nothing is repacked there.
-            found[number] = (home, PartFacts.model_construct(bytes=layers[number].bytes - part.bytes))
+            found[number] = (home, PartFacts(bytes=layers[number].bytes - part.bytes))
             found.append((inner, part))
     found += zip(placement.experts, experts, strict=False)
     found += zip(placement.layers[len(layers) :], model.mtp_parts or (), strict=False)

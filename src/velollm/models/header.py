@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +29,8 @@ _KEPT_ARRAY = 1024
 _KEPT_TEXT_BYTES = 16 * 1024
 _KEPT_BYTES = 8 * MIB
 _MAX_ELEMENTS = 1 << 62
+# Vocabularies known have up to 262,144 tokens.
+_MAX_TEXTS = 1 << 20
 
 _TEXT, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -79,7 +81,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says before its tensor data, which begins at ``data_offset``."""
+    """What a GGUF file says before its tensor data, which begins at ``data_offset``.
+
+    ``texts``: the lists of texts that were asked for, whole; other long lists are passed over.
+    """
 
     path: Path
     file_bytes: int
@@ -87,16 +92,20 @@ class GgufHeader:
     metadata: Mapping[str, MetaValue]
     tensors: tuple[TensorInfo, ...]
     data_offset: int
+    texts: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
 
 class _DamagedError(Exception):
     """The bytes cannot be the header of a GGUF file; the text says what is wrong."""
 
 
-def read_gguf(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> GgufHeader:
-    """The header of a GGUF file.
+def read_gguf(
+    path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES, texts: frozenset[str] = frozenset()
+) -> GgufHeader:
+    """The header of a GGUF file; ``texts`` are keys whose lists of texts are kept.
 
-    Memory stays within a few MiB beside what is kept (at most 8 MiB of names and values), whatever the file says.
+    Memory stays within a few MiB beside what is kept (at most 8 MiB of names and values, and the lists asked for),
+    whatever the file says.
 
     Raises:
         VeloError: the file cannot be read, is no GGUF file, is damaged, is shorter than its tensors need,
@@ -108,11 +117,24 @@ def read_gguf(path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES) -> GgufHe
         if path.exists() and not path.is_file():
             raise VeloError(f"{path} is no regular file", "give the path of a .gguf file")
         with path.open("rb", buffering=0) as file:
-            return _parse(_Cursor(file, max_header_bytes), path)
+            return parse_gguf(file, path, max_header_bytes=max_header_bytes, texts=texts)
     except OSError as error:
         raise VeloError(
             f"cannot read {path}: {error.strerror or error}", "check that the file is there and that you may read it"
         ) from error
+
+
+def parse_gguf(
+    file: BinaryIO, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES, texts: frozenset[str] = frozenset()
+) -> GgufHeader:
+    """The header of an open file, which may lie elsewhere: it is read in blocks, in order, as far as the header goes.
+
+    Raises:
+        VeloError: as `read_gguf`, but for what opening a path can bring.
+        OSError: the file cannot be read.
+    """
+    try:
+        return _parse(_Cursor(file, max_header_bytes), path, texts)
     except _DamagedError as error:
         raise VeloError(f"{path} is not a usable GGUF model: {error}", "download or make the file again") from error
 
@@ -206,6 +228,24 @@ class _Cursor:
             raise _DamagedError(f"it has a name of {found.count} bytes")
         return found
 
+    def texts(self, count: int) -> tuple[bytes, ...]:
+        """The next ``count`` texts, as they are."""
+        if count > _MAX_TEXTS:
+            raise _DamagedError(f"it has a list of {count} texts")
+        found: list[bytes] = []
+        while len(found) < count:
+            # One by one where a text reaches beyond the buffer, else straight from it.
+            found.append(self.take(self.u64()))
+            buffer, at, end = self._buffer, self._at, len(self._buffer)
+            while len(found) < count and at + 8 <= end:
+                start = at + 8
+                at = start + _U64.unpack_from(buffer, at)[0]
+                if at > end:
+                    break
+                found.append(buffer[start:at])
+                self._at = at
+        return tuple(found)
+
     def skip_texts(self, count: int) -> None:
         """Pass over ``count`` texts, looking only at their lengths."""
         unpack = _U64.unpack_from
@@ -224,7 +264,7 @@ class _Cursor:
             count -= walked
 
 
-def _parse(cursor: _Cursor, path: Path) -> GgufHeader:
+def _parse(cursor: _Cursor, path: Path, keep: frozenset[str] = frozenset()) -> GgufHeader:
     if cursor.file_bytes == 0:
         raise _DamagedError("it is empty")
     if cursor.file_bytes < len(_MAGIC) or cursor.take(len(_MAGIC)) != _MAGIC:
@@ -238,14 +278,15 @@ def _parse(cursor: _Cursor, path: Path) -> GgufHeader:
     if tensors > _MAX_TENSORS:
         raise _DamagedError(f"it claims {tensors} tensors")
     metadata: dict[str, MetaValue] = {}
+    texts: dict[str, tuple[bytes, ...]] = {}
     for _ in range(entries):
         key = cursor.name()
         if key in metadata:
             raise _DamagedError(f"it has the key {key[:80]!r} twice")
-        metadata[key] = _read_value(cursor, key, cursor.u32())
+        metadata[key] = _read_value(cursor, key, cursor.u32(), texts if key in keep else None)
     infos = tuple(_read_tensor(cursor) for _ in range(tensors))
     data_offset = _aligned(cursor.position, _alignment(metadata))
-    header = GgufHeader(path, cursor.file_bytes, version, metadata, infos, data_offset)
+    header = GgufHeader(path, cursor.file_bytes, version, metadata, infos, data_offset, texts)
     _check_extent(header)
     return header
 
@@ -269,11 +310,12 @@ def _aligned(position: int, alignment: int) -> int:
     return -(-position // alignment) * alignment
 
 
-def _read_value(cursor: _Cursor, key: str, kind: int) -> MetaValue:
+def _read_value(cursor: _Cursor, key: str, kind: int, texts: dict[str, tuple[bytes, ...]] | None) -> MetaValue:
+    """The next value; a list of texts goes into ``texts`` too where that is given."""
     if kind == _TEXT:
         return cursor.text(_KEPT_TEXT_BYTES)
     if kind == _ARRAY:
-        return _read_array(cursor, key)
+        return _read_array(cursor, key, texts)
     return _read_scalars(cursor, key, kind, 1)[0]
 
 
@@ -286,13 +328,16 @@ def _read_scalars(cursor: _Cursor, key: str, kind: int, count: int) -> tuple[Sca
     return layout.unpack(cursor.take(layout.size))
 
 
-def _read_array(cursor: _Cursor, key: str) -> MetaValue:
+def _read_array(cursor: _Cursor, key: str, texts: dict[str, tuple[bytes, ...]] | None) -> MetaValue:
     kind, count = cursor.u32(), cursor.u64()
     if kind == _TEXT:
         # Each text takes at least the 8 bytes of its length.
         if count > cursor.left // 8:
             raise _DamagedError(f"the list {key[:80]!r} claims {count} texts, more than the file holds")
-        cursor.skip_texts(count)
+        if texts is not None:
+            texts[key] = cursor.texts(count)
+        else:
+            cursor.skip_texts(count)
         return Passed("string", count)
     if kind == _ARRAY:
         raise _DamagedError(f"the value of {key[:80]!r} is a list of lists, which no engine reads")

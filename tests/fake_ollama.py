@@ -81,6 +81,7 @@ class FakeOllama:
     """What the fake holds, and what it was asked. ``faults`` are used up, one for each generation or load.
 
     ``refuse`` maps "METHOD /path" to a status: such calls fail and change nothing. ``library``: what can be pulled.
+    ``files``: the GGUF files of models, by full name, where a test has some.
     """
 
     store: dict[str, StoredModel] = field(default_factory=lambda: {f"{MODEL}:latest": StoredModel("weights")})
@@ -88,6 +89,7 @@ class FakeOllama:
     faults: list[Fault] = field(default_factory=list)
     refuse: dict[str, int] = field(default_factory=dict)
     library: set[str] = field(default_factory=set)
+    files: dict[str, Path] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -209,7 +211,9 @@ class _Handler(BaseHTTPRequestHandler):
         shown = recorded("show")["body"]
         if model.parameters:
             shown["parameters"] = "\n".join(f"{name:<30} {value}" for name, value in model.parameters)
-        if model.blob != "weights":
+        if (file := self.fake.files.get(_full(body["model"]))) is not None:
+            shown["modelfile"] = f"FROM {file}\n"
+        elif model.blob != "weights":
             old = shown["modelfile"].partition("sha256-")[2][:64]
             shown["modelfile"] = shown["modelfile"].replace(old, hashlib.sha256(model.blob.encode()).hexdigest())
         return self._send(200, shown)
@@ -244,8 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post_pull(self, body: dict[str, Any]) -> None:
         name = body["model"]
-        if name not in self.fake.library:
+        if name not in self.fake.library or (name.startswith("http://") and not body.get("insecure")):
             return self._replay(recorded("pull-unreachable"))
+        name = name.removeprefix("http://")
         with self.fake.lock:
             self.fake.store[_full(name)] = StoredModel(name)
         digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"

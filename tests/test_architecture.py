@@ -33,9 +33,10 @@ TABLE: dict[str, set[str]] = {
     "tune": {"plan", "bench"},
     "doctor": {"facts", "knobs"},
     "recommend": {"probe", "models", "estimate", "rules", "bench"},
+    "draft": {"probe", "models", "plan", "recommend"},
     "autopilot": {"probe", "models", "estimate", "plan", "apply", "bench", "tune", "doctor"},
     "status": {"probe", "apply"},
-    "report": {"facts", "plan", "bench", "tune", "doctor", "apply", "status", "estimate", "recommend"},
+    "report": {"facts", "plan", "bench", "tune", "doctor", "apply", "status", "estimate", "recommend", "draft"},
     "gateway": {"backends", "facts", "config"},
     "dashboard": {"probe", "gateway"},
 }

@@ -13,6 +13,7 @@ from velollm.backends.ollama_store import (
     ModelName,
     default_model_dirs,
     find_ollama_blob,
+    installed_models,
     parse_manifest,
     parse_model_name,
 )
@@ -92,3 +93,17 @@ def test_a_directory_is_no_model(tmp_path: Path) -> None:
 def test_a_path_that_is_not_there() -> None:
     with pytest.raises(VeloError, match="there is no model"):
         find_gguf("/nowhere/model.gguf")
+
+
+def test_installed_models_are_listed_by_ollamas_names(tmp_path: Path) -> None:
+    assert list(installed_models(tmp_path)) == []
+    blob = install(tmp_path, "127.0.0.1:5000/library/made:1")
+    for name in ("qwen3:0.6b", "someone/thing", "hf.co/owner/model:Q8_0"):
+        full = parse_model_name(name)
+        assert full is not None
+        manifest = tmp_path / full.manifest_path
+        manifest.parent.mkdir(parents=True)
+        manifest.write_bytes((tmp_path / "manifests/127.0.0.1:5000/library/made/1").read_bytes())
+    (tmp_path / "manifests/hf.co/owner/model/broken").write_text("{")
+    names = ["127.0.0.1:5000/library/made:1", "hf.co/owner/model:Q8_0", "qwen3:0.6b", "someone/thing:latest"]
+    assert sorted(installed_models(tmp_path)) == [(name, blob) for name in names]

@@ -22,7 +22,8 @@ from velollm.models.synthetic import TINY, ensure_model
 from velollm.plan import load_rules
 
 COMMANDS = (
-    *("bench", "doctor", "estimate", "explain", "export", "history", "import", "optimize"),
+    *("bench", "doctor", "draft", "estimate", "explain", "export", "history", "import", "optimize"),
+    *("recommend", "run", "status", "synth", "tune", "undo"),
     *("recommend", "run", "status", "synth", "tune", "undo"),
 )
 HEAVY = {"rich", "pydantic", "httpx", "numpy", "psutil", "yaml", "gguf", "pynvml", "xllamacpp", "platformdirs"}

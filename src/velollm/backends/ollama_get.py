@@ -25,13 +25,15 @@ Report = Callable[[str, float | None], None]
 """Told the step, and how much of it is done (0 to 1; None where that is not known)."""
 
 
-def pull_model(api: OllamaApi, name: str, report: Report) -> None:
-    """Download a model of the Ollama library. What was loaded so far is kept when it breaks off.
+def pull_model(api: OllamaApi, name: str, report: Report, *, insecure: bool = False) -> None:
+    """Download a model of a registry. What was loaded so far is kept when it breaks off.
+
+    ``insecure``: over plain HTTP, which Ollama does only when told.
 
     Raises:
         VeloError: no network, no such model, or the server refuses.
     """
-    _follow(api, "/api/pull", {"model": name}, report, name)
+    _follow(api, "/api/pull", {"model": name} | ({"insecure": True} if insecure else {}), report, name)
 
 
 def quantize_model(api: OllamaApi, name: str, source: str, form: str, report: Report) -> None:

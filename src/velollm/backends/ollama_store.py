@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,20 @@ def find_ollama_blob(name: str, models_dir: Path, media_type: str = MODEL_LAYER)
         return blob if digest and blob.is_file() else None
     except OSError:
         return None
+
+
+def installed_models(models_dir: Path) -> Iterator[tuple[str, Path]]:
+    """(name, GGUF file) of every model under ``models_dir`` that can be read, in order of name."""
+    root = models_dir / "manifests"
+    try:
+        manifests = sorted(root.glob("*/*/*/*"))
+    except OSError:
+        return
+    for manifest in manifests:
+        host, namespace, model, tag = manifest.relative_to(root).parts
+        full = f"{host}/{namespace}/{model}:{tag}"
+        if (blob := find_ollama_blob(full, models_dir)) is not None:
+            yield full.removeprefix("registry.ollama.ai/").removeprefix("library/"), blob
 
 
 def default_model_dirs(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:

@@ -161,11 +161,15 @@ def draft_choices(main: Path, at_hand: Iterable[tuple[str, Path]], *, name: str 
     Raises:
         VeloError: the main model cannot be read, or has no tokenizer.
     """
-    header = read_gguf(main, texts=frozenset({TOKENS}))
+    return choose_drafts(read_gguf(main, texts=frozenset({TOKENS})), at_hand, name=name)
+
+
+def choose_drafts(header: GgufHeader, at_hand: Iterable[tuple[str, Path]], *, name: str | None = None) -> DraftChoices:
+    """The same for a main model whose header was read with its tokens. Raises `VeloError` as `draft_choices`."""
     known = pairs_for(name, header.metadata)
-    facts = model_facts(header, name or main.name)
+    facts = model_facts(header, name or header.path.name)
     found = [heads] if (heads := own_heads(facts, known)) is not None else []
-    seen = {main.resolve()}
+    seen = {header.path.resolve()}
     for label, path in at_hand:
         if path.resolve() in seen:
             continue

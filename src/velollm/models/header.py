@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from velollm.errors import VeloError
 from velollm.models.types import TENSOR_TYPES, TensorType
@@ -95,6 +95,16 @@ class GgufHeader:
     texts: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
 
+class Readable(Protocol):
+    """What a header is read from: an open file, or something like it that lies elsewhere."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to an offset from the beginning (0), from here (1) or from the end (2)."""
+
+    def read(self, size: int = -1, /) -> bytes | None:
+        """The next bytes, some or all of them; none at the end."""
+
+
 class _DamagedError(Exception):
     """The bytes cannot be the header of a GGUF file; the text says what is wrong."""
 
@@ -125,7 +135,7 @@ def read_gguf(
 
 
 def parse_gguf(
-    file: BinaryIO, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES, texts: frozenset[str] = frozenset()
+    file: Readable, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES, texts: frozenset[str] = frozenset()
 ) -> GgufHeader:
     """The header of an open file, which may lie elsewhere: it is read in blocks, in order, as far as the header goes.
 
@@ -142,7 +152,7 @@ def parse_gguf(
 class _Cursor:
     """Walks forward through a file in blocks of 1 MiB, never past ``limit`` bytes."""
 
-    def __init__(self, file: BinaryIO, limit: int) -> None:
+    def __init__(self, file: Readable, limit: int) -> None:
         self._file = file
         self._limit = limit
         self.file_bytes = file.seek(0, 2)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from velollm.errors import VeloError
-from velollm.models.header import GgufHeader, parse_gguf, read_gguf
+from velollm.models.header import GgufHeader, Readable, parse_gguf, read_gguf
 
 Mismatch = Literal["kind", "bos", "eos", "size", "token"]
 TOKENS = "tokenizer.ggml.tokens"
@@ -74,7 +74,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer_of(read_gguf(path, texts=frozenset({TOKENS})))
 
 
-def parse_with_tokens(file: BinaryIO, path: Path) -> GgufHeader:
+def parse_with_tokens(file: Readable, path: Path) -> GgufHeader:
     """The header of an open file, with its tokens. Raises as `parse_gguf`."""
     return parse_gguf(file, path, texts=frozenset({TOKENS}))
 

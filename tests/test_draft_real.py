@@ -1,0 +1,92 @@
+"""Drafts through a real Ollama: pulled from a registry on loopback, proved, and taken by the engine, or not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fake_registry import FakeRegistry, fake_registry
+from tests.real_ollama import MODEL, RealOllama, real_ollama
+from tests.shared import shared_dir
+from velollm.models.families import get_family
+from velollm.models.synthetic import Recipe, draw_blueprint, write_model
+
+pytestmark = pytest.mark.ollama
+
+
+@pytest.fixture(scope="module")
+def ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
+    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
+        yield found
+
+
+@pytest.fixture
+def server() -> Iterator[FakeRegistry]:
+    with fake_registry() as found:
+        yield found
+
+
+def velollm(ollama: RealOllama, home: Path, *words: str) -> tuple[int, dict[str, object], str]:
+    argv = [sys.executable, "-m", "velollm", "draft", *words, "--json"]
+    done = subprocess.run(argv, env=ollama.environ(home), capture_output=True, timeout=120, text=True)
+    return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
+
+
+def test_a_draft_comes_from_a_registry_and_is_proved_twice(
+    ollama: RealOllama, server: FakeRegistry, tmp_path: Path
+) -> None:
+    weights = (shared_dir("models") / "tiny-python-draft-f16.gguf").read_bytes()
+    name = server.add("tiny-draft:1", weights)
+    status, found, _ = velollm(ollama, tmp_path, "check", MODEL, name)
+    assert (status, found["fits"], found["read_from"]) == (0, True, {"model": "file", "draft": "registry"})
+    assert not any(name.endswith("tiny-draft:1") for name in ollama.digests())
+    status, found, errors = velollm(ollama, tmp_path, "get", MODEL, name, "--yes")
+    assert status == 0, errors
+    assert (found["done"], found["read_from"]) == (True, {"model": "file", "draft": "file"})
+    assert name.removeprefix("http://") in ollama.digests()
+    status, found, _ = velollm(ollama, tmp_path, "list", MODEL)
+    drafts = found["drafts"]
+    assert isinstance(drafts, list)
+    assert [(row["source"], row["fits"]["fits"]) for row in drafts] == [(name.removeprefix("http://"), True)]
+
+
+def test_a_wrong_vocabulary_never_comes(ollama: RealOllama, server: FakeRegistry, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    write_model(other, draw_blueprint(replace(get_family("qwen3:tiny").shape, layers=1), Recipe("q4_0")))
+    name = server.add("other:1", other.read_bytes())
+    before = ollama.tree()
+    status, _, errors = velollm(ollama, tmp_path, "get", MODEL, name, "--yes")
+    assert status == 1
+    assert "the draft's tokenizer is SPM, the model's BPE" in errors
+    assert ollama.tree() == before
+
+
+def test_a_broken_download_is_an_error_and_leaves_no_model(
+    ollama: RealOllama, server: FakeRegistry, tmp_path: Path
+) -> None:
+    weights = (shared_dir("models") / "tiny-python-draft-f16.gguf").read_bytes() + bytes(32)  # a blob of its own
+    name = server.add("broken:1", weights)
+    digest = next(digest for digest, data in server.blobs.items() if data == weights)
+    server.blobs[digest] = weights[:-1] + b"\x01"
+    status, _, errors = velollm(ollama, tmp_path, "get", MODEL, name, "--yes")
+    assert status == 1
+    assert "digest mismatch" in errors
+    assert name.removeprefix("http://") not in ollama.digests()
+
+
+def test_what_the_server_shows_proves_as_well_as_the_file(ollama: RealOllama) -> None:
+    from velollm.draft.sources import parse_shown, read_file
+    from velollm.models.tokenizer import fingerprint, tokenizer_of
+
+    reply = httpx.post(f"{ollama.url}/api/show", json={"model": MODEL, "verbose": True}, trust_env=False)
+    header = parse_shown(reply.json(), MODEL)
+    assert header is not None
+    file = read_file(MODEL, shared_dir("models") / "tiny-python-5m-f16.gguf")
+    assert fingerprint(tokenizer_of(header)) == fingerprint(file.tokenizer)

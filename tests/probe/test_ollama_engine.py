@@ -63,6 +63,7 @@ def test_a_load_and_its_answers() -> None:
         best_decode_tokens_per_s=100.0,
         timed_answers=2,
         openmp=True,
+        draft_weights_bytes=mib(5),
     )
     # A mapped file that was repacked is read once for a token, not twice.
     assert found.weights_bytes == mib(652.91) + mib(10) + mib(100)

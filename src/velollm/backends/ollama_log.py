@@ -1,14 +1,16 @@
 """What a server log of Ollama 0.30 and later tells of its child llama-server.
 
 Line shapes: Ollama v0.33.0-rc2 llm/llama_server.go:433 (`starting llama-server`), llama.cpp b10488 common/common.cpp
-(`system_info`), src/llama-context.cpp, src/llama-kv-cache.cpp, tools/server/server-context.cpp.
+(`system_info`), src/llama-context.cpp, src/llama-kv-cache.cpp, tools/server/server-context.cpp (an answer's times and
+`draft acceptance`: :599-632), common/speculative.cpp:2793 (`statistics`, sums since the load).
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 _START = re.compile(r'msg="starting llama-server" cmd="((?:[^"\\]|\\.)*)"')
 _LISTENING = re.compile(r'msg="Listening on (\S+) \(version ([^)]*)\)"')
@@ -28,6 +30,11 @@ _PATTERNS = {
 }
 _SWITCHES = {"true": "on", "false": "off"}
 _SPECULATION = re.compile(r"adding speculative implementation '([\w-]+)'")
+_DECODED = re.compile(r"(\bid +\d{1,9} \| task +\d{1,18} \|) +eval time = +(\d{1,12}\.\d{1,6}) ms / +(\d{1,9}) tokens")
+_ACCEPTED = re.compile(
+    r"(\bid +\d{1,9} \| task +\d{1,18} \|) draft acceptance = \S+ \( *(\d{1,9}) accepted / *(\d{1,9}) generated\)"
+)
+_STATISTICS = re.compile(r"\bstatistics +([\w-]{1,32}): .*?\bdur\(b,g,a\) = [\d.]{1,16}, ([\d.]{1,16}), [\d.]{1,16} ms")
 _FAILURES = (
     re.compile(r"(?:^|\s)(error while handling .*|error: .*|invalid argument: .*)"),
     re.compile(r"(quantized V cache .*|context type MTP requested .*|.*out of memory.*|.*failed to allocate.*)", re.I),
@@ -95,6 +102,59 @@ def parse_failure(text: str) -> str | None:
         if found:
             return found[-1].group(1).strip()[:300]
     return None
+
+
+@dataclass(frozen=True)
+class DraftedAnswer:
+    """One answer for which tokens were guessed ahead. ``tokens``: written after the first.
+
+    ``drafting_s``: what the guesses took (None: the engine did not say); with several slots, those of answers
+    meanwhile too.
+    """
+
+    tokens: int
+    decode_s: float
+    drafted: int
+    accepted: int
+    drafting_s: float | None = None
+
+
+def parse_drafted_answers(lines: Iterable[str]) -> list[DraftedAnswer]:
+    """The answers of one load for which tokens were guessed, oldest first."""
+    found: list[DraftedAnswer] = []
+    decoded: dict[str, tuple[float, int]] = {}
+    spent_ms: dict[str, float] = {}
+    current = False
+    for line in lines:
+        if match := _DECODED.search(line):
+            decoded[match.group(1)] = (float(match.group(2)), int(match.group(3)))
+            current = False
+        elif match := _ACCEPTED.search(line):
+            took_ms, tokens = decoded.pop(match.group(1), (0.0, 0))
+            accepted, drafted = int(match.group(2)), int(match.group(3))
+            current = tokens > 1 and drafted > 0
+            if current:
+                # The engine counts the first token, whose time is the prompt's.
+                found.append(DraftedAnswer(tokens - 1, took_ms / 1000.0, drafted, accepted))
+        elif match := _STATISTICS.search(line):
+            more_s = max(0.0, _number(match.group(2)) - spent_ms.get(match.group(1), 0.0)) / 1000.0
+            spent_ms[match.group(1)] = _number(match.group(2))
+            if current:
+                found[-1] = replace(found[-1], drafting_s=(found[-1].drafting_s or 0.0) + more_s)
+    return found
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def parse_speculation(lines: Iterable[str]) -> tuple[str, ...]:
+    """The kinds of speculation that an engine loaded, in the order in which they are asked."""
+    found = (match for line in lines if (match := _SPECULATION.search(line)))
+    return tuple(dict.fromkeys(match.group(1) for match in found))
 
 
 def parse_truncations(text: str) -> list[tuple[int, int, int]]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from velollm.bench.guesses import past_guesses
 from velollm.bench.history import Record, read_history
 from velollm.errors import VeloError
 from velollm.facts import Facts, PastFlight
+
+# Enough to hold the last time that guessing was measured for each model in use.
+_NEWEST = 100
 
 
 def read_past(directory: Path) -> PastFlight | None:
     """What the newest record of the history tells of its machine; None where there is none that can be read."""
     try:
-        records = read_history(directory, newest=1).records
+        records = read_history(directory, newest=_NEWEST).records
     except VeloError:
         return None
-    return parse_past(records[-1]) if records else None
+    past = parse_past(records[-1]) if records else None
+    return None if past is None else past.model_copy(update={"guesses": past_guesses(records)})
 
 
 def parse_past(record: Record) -> PastFlight | None:

@@ -14,6 +14,7 @@ from velollm.facts.model import MadeFacts, MlaFacts, ModelFacts, PartFacts, Proj
 from velollm.facts.server import (
     EngineFacts,
     FailedLoad,
+    GuessingFacts,
     InstalledModelFacts,
     LoadedModelFacts,
     OptionReload,
@@ -33,6 +34,7 @@ __all__ = [
     "Frozen",
     "GpuFacts",
     "GpuProcess",
+    "GuessingFacts",
     "InstalledModelFacts",
     "KernelFacts",
     "LoadFacts",
@@ -47,6 +49,7 @@ __all__ = [
     "OptionReload",
     "PartFacts",
     "PastFlight",
+    "PastGuess",
     "PcieFacts",
     "PowerFacts",
     "ProjectorFacts",
@@ -258,8 +261,33 @@ class KernelFacts(Frozen):
     numa_balancing: bool | None = None
 
 
+class PastGuess(Frozen):
+    """A gain that guessing ahead was measured to have: decode with it by decode without, all else alike.
+
+    ``acceptance`` was seen meanwhile, with ``drafted_per_pass`` tokens guessed for each pass of the model.
+    """
+
+    when: str
+    model: str
+    kind: str
+    gain: float
+    acceptance: float
+    drafted_per_pass: float
+
+    @property
+    def break_even(self) -> float | None:
+        """The share accepted that just pays: a pass then cost (1 + n·a)/gain passes without, and must give as much."""
+        if self.gain <= 0 or self.drafted_per_pass <= 0:
+            return None
+        cost = (1 + self.drafted_per_pass * self.acceptance) / self.gain
+        return max(0.0, (cost - 1) / self.drafted_per_pass)
+
+
 class PastFlight(Frozen):
-    """The machine as it was when it was last measured or changed; ``when``: UTC, ISO 8601."""
+    """The machine as it was when it was last measured or changed; ``when``: UTC, ISO 8601.
+
+    ``guesses``: the newest measured gain of each kind of guessing, for each model.
+    """
 
     when: str
     memory_bytes: int | None = None
@@ -267,6 +295,7 @@ class PastFlight(Frozen):
     gpus: tuple[str, ...] | None = None
     gpu_drivers: tuple[str, ...] | None = None
     engine_version: str | None = None
+    guesses: tuple[PastGuess, ...] = ()
 
 
 class Facts(Frozen):

@@ -50,6 +50,42 @@ class OptionReload(Frozen):
     load_s: float | None = None
 
 
+class GuessingFacts(Frozen):
+    """What the engine's lines tell of the newest answers for which it guessed tokens ahead.
+
+    ``kinds``: what guesses (``draft-simple``, ``ngram-mod`` …). Of the ``answers`` looked at: ``tokens`` that were
+    written in ``passes`` of the model within ``decode_s``, tokens ``drafted`` and ``accepted``, and ``drafting_s``,
+    what of the time went into the guesses alone (None: the engine did not say). ``earlier_acceptance``: the share that
+    was accepted in answers before these (None: there were none).
+    """
+
+    kinds: tuple[str, ...] = ()
+    answers: int = 0
+    tokens: int = 0
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    decode_s: float = 0.0
+    drafting_s: float | None = None
+    earlier_acceptance: float | None = None
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of drafted tokens that was accepted; None where none was drafted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def break_even(self) -> float | None:
+        """The share that must be accepted at least: what a guess took by what a pass of the model took.
+
+        Less than that loses even where checking several tokens takes no longer than making one, which on a processor
+        it does: so this is the least that can be asked. None where the engine did not say how long the guesses took.
+        """
+        if self.drafting_s is None or not self.drafted or not self.passes or self.decode_s <= self.drafting_s:
+            return None
+        return (self.drafting_s / self.drafted) / ((self.decode_s - self.drafting_s) / self.passes)
+
+
 class EngineFacts(Frozen):
     """What the engine's own lines tell of the newest load that succeeded, and of its answers since.
 
@@ -57,7 +93,7 @@ class EngineFacts(Frozen):
     processor's own order, and others. ``gpu_weights_bytes`` is what of the weights is on GPUs, ``gpu_used_bytes`` with
     KV cache and work space; ``gpu_free_bytes`` was free there before. ``best_decode_tokens_per_s`` is the fastest of
     its ``timed_answers`` answers of 16 tokens and more. A ``prompt_cache_limit_bytes`` of -1 is none.
-    ``openmp``: whether its threads wait for work by OpenMP.
+    ``openmp``: whether its threads wait for work by OpenMP. ``draft_weights_bytes``: weights of a draft model.
     """
 
     model: str | None = None
@@ -73,6 +109,8 @@ class EngineFacts(Frozen):
     best_decode_tokens_per_s: float | None = None
     timed_answers: int = 0
     openmp: bool | None = None
+    draft_weights_bytes: int = 0
+    guessing: GuessingFacts | None = None
 
     @property
     def weights_bytes(self) -> int:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from velollm.facts import EngineFacts
+from velollm.probe.ollama_guessing import parse_guessing
 from velollm.units import MIB
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
@@ -58,6 +59,8 @@ def parse_engine(lines: Sequence[str], model: str | None = None) -> EngineFacts 
         best_decode_tokens_per_s=round(max(rates), 2) if rates else None,
         timed_answers=len(rates),
         openmp=_openmp(lines),
+        draft_weights_bytes=sum(size for name, size in drafts if not name.endswith("_REPACK")),
+        guessing=parse_guessing(lines),
     )
 
 

@@ -99,6 +99,7 @@ def test_a_draft_is_got_after_a_yes(main: Path, draft: Path, tmp_path: Path) -> 
         (("list", "never-heard-of"), "no model 'never-heard-of'"),
         (("get", "llama3.1:8b"), "does not answer"),
         (("list", "absent.gguf"), "cannot read absent.gguf"),
+        (("list", "llama3.1:8b", "--file", "absent.gguf"), "cannot read absent.gguf"),
     ],
 )
 def test_wrong_requests(arguments: tuple[str, ...], message: str) -> None:

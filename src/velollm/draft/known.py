@@ -17,6 +17,7 @@ from velollm.facts import Facts, ModelFacts
 from velollm.knobs import Wish
 from velollm.models.catalog import find_catalog_model
 from velollm.models.drafts import DraftChoice, DraftChoices, DraftPair, choose_drafts, pairs_for, reported
+from velollm.models.header import read_gguf
 from velollm.models.reads import active_weight_bytes
 from velollm.models.speed import DeviceSpeed, Rate
 from velollm.plan import load_profile
@@ -83,8 +84,11 @@ def overview(name: str, backend: OllamaBackend, paths: Paths, files: Iterable[Pa
     """What is known of the drafts of a model, here or of the catalog. Asks no network.
 
     Raises:
-        VeloError: there is no such model, or it cannot be read.
+        VeloError: there is no such model, or it or one of the ``files`` cannot be read.
     """
+    files = tuple(files)
+    for path in files:
+        read_gguf(path)
     main = find_here(name, backend)
     model = main.facts if main is not None else find_catalog_model(name)
     if model is None:

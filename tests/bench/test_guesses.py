@@ -54,7 +54,7 @@ def test_other_differences_and_few_rounds_tell_nothing() -> None:
 
 
 def test_the_newest_counts() -> None:
-    knobs = {"default": {"speculation": "none", "threads": 2}, "tuned": DRAFT}
+    knobs: dict[str, Mapping[str, KnobValue]] = {"default": {"speculation": "none", "threads": 2}, "tuned": DRAFT}
     old, new = record(knobs, {"default": 40.0, "tuned": 80.0}), record(knobs, {"default": 40.0, "tuned": 44.0})
     assert [guess.gain for guess in past_guesses([old, new])] == [1.1]
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from promise_tables import ARMS, DRAFTED, USERS, counts, show
 
 from velollm.autopilot.made import Wish, draw
 from velollm.autopilot.meter import MachineMeter
@@ -37,7 +37,6 @@ from velollm.backends.llamacpp import LlamaCppBackend, free_port
 from velollm.bench.exchange import Request, RequestBook, ask, ask_together, settle
 from velollm.bench.memory import ServerProcesses
 from velollm.bench.sizes import Answer
-from velollm.bench.stats import Interval, Ratio, median_interval, ratio_of_rounds
 from velollm.bench.workload import load_workload
 from velollm.knobs import Knobs
 from velollm.models.gguf import model_facts, read_gguf
@@ -46,23 +45,13 @@ from velollm.models.synthetic import write_model
 from velollm.plan import load_profile, make_plan
 from velollm.probe.machine import probe_machine
 from velollm.probe.speedtest import measure_machine_speed
-from velollm.report.bench_text import render_interval
 from velollm.units import GIB, render_bytes
 
 LIKE, DRAFT_LIKE, QUANTIZATION = "llama3.1:8b", "llama3.2:1b", "q4_K_M"
-PREDICTABILITY, AGREEMENT, DRAFTED = 0.8, 0.8, 3
-CONTEXT_TOKENS, USERS = 4096, 8
+PREDICTABILITY, AGREEMENT, CONTEXT_TOKENS = 0.8, 0.8, 4096
 PROMPT_TOKENS, ANSWER, CROWD_ANSWER, GREEDY_TOKENS = 64, Answer(64, 8.0), Answer(8, 600.0), 12
 CROWDS = {"f16": (4,), "users": (4, USERS)}
-# Of a core, that other programs may take while something is measured; above it the attempt does not count.
-MOST_BY_OTHERS, ATTEMPTS, LONG_PIECE_S = 0.1, 3, 120.0
-ARMS = ("f16", "quantized", "drafted", "users")
-WORDS = {
-    "f16": "F16, one slot: the baseline",
-    "quantized": "quantized, the plan for one user",
-    "drafted": f"the same with a draft, {DRAFTED} tokens at once",
-    "users": f"quantized, the plan for {USERS} users",
-}
+ATTEMPTS, LONG_PIECE_S = 3, 120.0
 _DEADLINE_S = 900.0
 
 
@@ -263,10 +252,6 @@ class Attempts:
         return found
 
 
-def counts(attempt: Mapping[str, Any]) -> bool:
-    return attempt["others_cores"] is not None and attempt["others_cores"] <= MOST_BY_OTHERS
-
-
 @contextmanager
 def started(llama_server: Path, models: Path, setting: Setting) -> Iterator[RunningServer]:
     """The arm's server on loopback."""
@@ -340,130 +325,6 @@ def decode_rate(answer: Completion) -> float | None:
     """Tokens after the first over the time since the first."""
     (first_s, first), (last_s, last) = answer.events[0], answer.events[-1]
     return (last - first) / (last_s - first_s) if last_s > first_s else None
-
-
-# Showing
-
-
-def per_round(document: Mapping[str, Any], arm: str, figure: str) -> dict[int, float]:
-    """One figure of one arm by round: the median within its piece."""
-    found: dict[int, float] = {}
-    for piece in document["pieces"]:
-        if piece["arm"] == arm and (values := [value for value in figures(piece, figure) if value]):
-            found[piece["round"]] = statistics.median(values)
-    return found
-
-
-def figures(piece: Mapping[str, Any], figure: str) -> list[float | None]:
-    """A figure in one piece: of the attempts that count."""
-    kind, _, users = figure.partition("@")
-    if kind in piece and not isinstance(piece[kind], list):
-        return [piece[kind]]
-    if kind == "greedy":
-        return [(one["predicted_n"] - 1) / one["predicted_ms"] * 1000 for one in piece["greedy"] if counts(one)]
-    if not users:
-        singles = [one for one in piece["singles"] if counts(one)]
-        return [one["prompt_tokens"] / one["prompt_s"] if kind == "prefill" else one[kind] for one in singles]
-    crowds = [crowd for crowd in piece["crowds"] if str(crowd["users"]) == users and counts(crowd)]
-    if kind == "worst_ttft_s":
-        return [max(crowd["ttfts_s"]) for crowd in crowds]
-    if kind == "worst_decode":
-        return [min(rate for rate in crowd["decode_tokens_per_s"] if rate) for crowd in crowds]
-    return [crowd[kind] for crowd in crowds]
-
-
-def interval(document: Mapping[str, Any], arm: str, figure: str) -> Interval:
-    return median_interval(list(per_round(document, arm, figure).values()))
-
-
-def ratio(document: Mapping[str, Any], arm: str, figure: str, *, base: str = "f16", of: str | None = None) -> Ratio:
-    """An arm against the baseline over the rounds that both have; ``of``: the baseline's figure where it is another."""
-    ours, theirs = per_round(document, arm, figure), per_round(document, base, of or figure)
-    rounds = [([theirs[number]], ours[number]) for number in sorted(ours.keys() & theirs.keys())]
-    higher = "ttft" not in figure and not figure.endswith("bytes")
-    return ratio_of_rounds(rounds, higher_is_better=higher)
-
-
-def text(found: Interval | Ratio, factor: float = 1.0, digits: int = 2) -> str:
-    if found.estimate is None:
-        return "not measured"
-    low, high = (None if end is None else end * factor for end in (found.low, found.high))
-    return render_interval(found.estimate * factor, low, high, digits)
-
-
-ROWS = (
-    ("decode, sampled, tokens/s", "decode_tokens_per_s", 1.0, 2),
-    ("decode, greedy, tokens/s", "greedy", 1.0, 2),
-    ("prefill, tokens/s", "prefill", 1.0, 1),
-    ("TTFT, cold prompt, s", "ttft_s", 1.0, 2),
-    ("TTFT, cached prompt, ms", "cached_ttft_s", 1000.0, 0),
-    ("load, s", "load_s", 1.0, 1),
-    ("memory at most, GiB", "peak_bytes", 1 / GIB, 2),
-    ("4 users: total tokens/s", "aggregate_tokens_per_s@4", 1.0, 2),
-    ("4 users: longest TTFT, s", "worst_ttft_s@4", 1.0, 1),
-    ("4 users: slowest decode, tokens/s", "worst_decode@4", 1.0, 2),
-    (f"{USERS} users: total tokens/s", f"aggregate_tokens_per_s@{USERS}", 1.0, 2),
-    (f"{USERS} users: longest TTFT, s", f"worst_ttft_s@{USERS}", 1.0, 1),
-    (f"{USERS} users: slowest decode, tokens/s", f"worst_decode@{USERS}", 1.0, 2),
-)
-
-
-def show(document: Mapping[str, Any]) -> None:
-    """Tables in Markdown: what was measured, the ratios that the promise speaks of, and the bounds of this machine."""
-    rounds = {name: len([p for p in document["pieces"] if p["arm"] == name]) for name in ARMS}
-    print(f"{document['like']}, {document['quantization']}, {document['machine']}, rounds {rounds}\n")
-    print("| | " + " | ".join(WORDS[name] for name in ARMS) + " |")
-    print("|---" * (len(ARMS) + 1) + "|")
-    for title, figure, factor, digits in ROWS:
-        cells = [text(interval(document, name, figure), factor, digits) for name in ARMS]
-        print(f"| {title} | " + " | ".join(cells) + " |")
-    print("\n| ratio (above 1: better) | |\n|---|---|")
-    for title, found in ratios(document):
-        print(f"| {title} | {text(found)} |")
-    show_bounds(document)
-
-
-def ratios(document: Mapping[str, Any]) -> Iterator[tuple[str, Ratio]]:
-    """The promise's own ratios, each part of it alone first."""
-    for figure, words in (("decode_tokens_per_s", "sampled"), ("greedy", "greedy")):
-        yield f"decode, {words}: quantization", ratio(document, "quantized", figure)
-        yield f"decode, {words}: draft on top of it", ratio(document, "drafted", figure, base="quantized")
-        yield f"decode, {words}: both", ratio(document, "drafted", figure)
-    yield "TTFT of a cold prompt: quantization", ratio(document, "quantized", "ttft_s")
-    yield "TTFT of a cold prompt: with the draft", ratio(document, "drafted", "ttft_s")
-    for name in ARMS[1:]:
-        yield f"memory: {WORDS[name]}", ratio(document, name, "peak_bytes")
-    yield "total of 4 users", ratio(document, "users", "aggregate_tokens_per_s@4")
-    yield "longest TTFT of 4 users", ratio(document, "users", "worst_ttft_s@4")
-    yield (
-        f"total of {USERS} users against 4",
-        ratio(document, "users", f"aggregate_tokens_per_s@{USERS}", of="aggregate_tokens_per_s@4"),
-    )
-    for users in (4, USERS):
-        yield (
-            f"slowest of {users} users against the one of the baseline",
-            ratio(document, "users", f"worst_decode@{users}", of="decode_tokens_per_s"),
-        )
-
-
-def show_bounds(document: Mapping[str, Any]) -> None:
-    """What memory and arithmetic allow: bytes read for a token over bandwidth, operations of a prompt over the rate."""
-    speeds = [piece["machine"] for piece in document["pieces"] if piece["machine"]]
-    if not speeds:
-        return
-    read, multiply = (max(s[key] for s in speeds) for key in ("read_bytes_per_s", "multiply_flops"))
-    print(f"\nThis machine reads {read / 1e9:.1f} GB/s and multiplies {multiply / 1e9:.0f} GFLOPS (float32).\n")
-    print("| file | size | read a token | decode at most, tokens/s | operations a prompt token | a prompt of 100 ms |")
-    print("|---|---|---|---|---|---|")
-    for name, file in document["files"].items():
-        bound = read / file["read_bytes_per_token"]
-        # Of the unquantized file, which has the same shape: there every weight has the same size.
-        shape = document["files"]["draft" if name == "draft" else "f16"]
-        operations = shape["operations_per_prompt_token"]
-        print(
-            f"| {name} | {render_bytes(file['bytes'])} | {render_bytes(file['read_bytes_per_token'])} | {bound:.2f} "
-            f"| {operations / 1e9:.1f} G | {multiply * 0.1 / operations:.1f} tokens |"
-        )
 
 
 if __name__ == "__main__":

@@ -28,30 +28,45 @@ def counts(attempt: Mapping[str, Any]) -> bool:
 
 
 def per_round(document: Mapping[str, Any], arm: str, figure: str) -> dict[int, float]:
-    """One figure of one arm by round: the median within its piece."""
+    """One figure of one arm by round: the median of the attempts that count."""
     found: dict[int, float] = {}
     for piece in document["pieces"]:
-        if piece["arm"] == arm and (values := [value for value in figures(piece, figure) if value]):
+        values = [value for busy, value in figures(piece, figure) if value and busy <= MOST_BY_OTHERS]
+        if piece["arm"] == arm and values:
             found[piece["round"]] = statistics.median(values)
     return found
 
 
-def figures(piece: Mapping[str, Any], figure: str) -> list[float | None]:
-    """A figure in one piece: of the attempts that count."""
+def least_disturbed(document: Mapping[str, Any], arm: str, figure: str) -> tuple[float, float] | None:
+    """Cores that others took in the quietest attempt, and its figure."""
+    pieces = [piece for piece in document["pieces"] if piece["arm"] == arm]
+    return min(((busy, value) for piece in pieces for busy, value in figures(piece, figure) if value), default=None)
+
+
+def figures(piece: Mapping[str, Any], figure: str) -> Iterator[tuple[float, float | None]]:
+    """A figure in one piece: for each attempt, cores that other programs took meanwhile, and its value."""
     kind, _, users = figure.partition("@")
     if kind in piece and not isinstance(piece[kind], list):
-        return [piece[kind]]
+        yield 0.0, piece[kind]
+        return
+    group = "crowds" if users else "greedy" if kind == "greedy" else "singles"
+    for attempt in piece[group]:
+        busy = attempt["others_cores"]
+        if busy is not None and (not users or str(attempt["users"]) == users):
+            yield busy, value_of(attempt, kind)
+
+
+def value_of(attempt: Mapping[str, Any], kind: str) -> float | None:
     if kind == "greedy":
-        return [(one["predicted_n"] - 1) / one["predicted_ms"] * 1000 for one in piece["greedy"] if counts(one)]
-    if not users:
-        singles = [one for one in piece["singles"] if counts(one)]
-        return [one["prompt_tokens"] / one["prompt_s"] if kind == "prefill" else one[kind] for one in singles]
-    crowds = [crowd for crowd in piece["crowds"] if str(crowd["users"]) == users and counts(crowd)]
+        return float((attempt["predicted_n"] - 1) / attempt["predicted_ms"] * 1000)
+    if kind == "prefill":
+        return float(attempt["prompt_tokens"] / attempt["prompt_s"])
     if kind == "worst_ttft_s":
-        return [max(crowd["ttfts_s"]) for crowd in crowds]
+        return float(max(attempt["ttfts_s"]))
     if kind == "worst_decode":
-        return [min(rate for rate in crowd["decode_tokens_per_s"] if rate) for crowd in crowds]
-    return [crowd[kind] for crowd in crowds]
+        return float(min(rate for rate in attempt["decode_tokens_per_s"] if rate))
+    found = attempt[kind]
+    return None if found is None else float(found)
 
 
 def interval(document: Mapping[str, Any], arm: str, figure: str) -> Interval:
@@ -71,6 +86,14 @@ def text(found: Interval | Ratio, factor: float = 1.0, digits: int = 2) -> str:
         return "not measured"
     low, high = (None if end is None else end * factor for end in (found.low, found.high))
     return render_interval(found.estimate * factor, low, high, digits)
+
+
+def cell(document: Mapping[str, Any], arm: str, figure: str, factor: float, digits: int) -> str:
+    """A figure with its interval; where no attempt counts, the quietest one, with what others took."""
+    found = interval(document, arm, figure)
+    if found.estimate is None and (attempt := least_disturbed(document, arm, figure)) is not None:
+        return f"{attempt[1] * factor:.{digits}f} (others took {attempt[0]:.1f} cores)"
+    return text(found, factor, digits)
 
 
 ROWS = (
@@ -97,7 +120,7 @@ def show(document: Mapping[str, Any]) -> None:
     print("| | " + " | ".join(WORDS[name] for name in ARMS) + " |")
     print("|---" * (len(ARMS) + 1) + "|")
     for title, figure, factor, digits in ROWS:
-        cells = [text(interval(document, name, figure), factor, digits) for name in ARMS]
+        cells = [cell(document, name, figure, factor, digits) for name in ARMS]
         print(f"| {title} | " + " | ".join(cells) + " |")
     print("\n| ratio (above 1: better) | |\n|---|---|")
     for title, found in ratios(document):

@@ -80,7 +80,12 @@ def main() -> None:
         show(json.loads(asked.file.read_text(encoding="utf-8")))
     elif asked.what == "make":
         asked.models.mkdir(parents=True, exist_ok=True)
-        keep(asked.output, make(asked.models, asked.like, asked.quant))
+        document = make(asked.models, asked.like, asked.quant)
+        before = json.loads(asked.output.read_text(encoding="utf-8")) if asked.output.exists() else {}
+        if before.get("files") == document["files"]:
+            # The same models: what was measured with them goes on, with the settings that it began with.
+            document |= {"arms": before["arms"], "pieces": before["pieces"]}
+        keep(asked.output, document)
     else:
         document = json.loads(asked.output.read_text(encoding="utf-8"))
         for _ in range(asked.pieces):

@@ -24,7 +24,6 @@ from velollm.plan import load_rules
 COMMANDS = (
     *("bench", "doctor", "draft", "estimate", "explain", "export", "history", "import", "optimize"),
     *("recommend", "run", "status", "synth", "tune", "undo"),
-    *("recommend", "run", "status", "synth", "tune", "undo"),
 )
 HEAVY = {"rich", "pydantic", "httpx", "numpy", "psutil", "yaml", "gguf", "pynvml", "xllamacpp", "platformdirs"}
 ESCAPE = "\x1b"

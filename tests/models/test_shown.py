@@ -42,7 +42,13 @@ def without_places(facts: ModelFacts) -> dict[str, Any]:
     """All facts but where in the file the tensors lie, which no server tells."""
     found = facts.model_dump()
     single = [found[name] for name in ("input_part", "output_part")]
-    for part in (*single, *found["layer_parts"], *found["expert_parts"], *found["mtp_parts"]):
+    for part in (
+        *single,
+        *found["layer_parts"],
+        *found["feed_forward_parts"],
+        *found["expert_parts"],
+        *found["mtp_parts"],
+    ):
         del part["spans"]
     return found
 

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from statistics import median
 from typing import Any
 
 from velollm.autopilot import Order, RaceWish, tune
+from velollm.backends import llamacpp
 from velollm.backends.base import ModelRef, RunningServer
 from velollm.backends.llamacpp import LlamaCppBackend
 from velollm.bench.run import balanced_order
@@ -60,6 +62,11 @@ NO_GUESS: dict[str, KnobValue] = {
 }  # fmt: skip
 
 
+# Named by its path it has all knobs, as where it plays the part of Ollama's engine.
+ENGINE = LlamaCppBackend(shutil.which("llama-server"))
+llamacpp.backend = ENGINE
+
+
 class Cockpit:
     """Prints what stays."""
 
@@ -82,7 +89,7 @@ class Cell:
         self.profile = load_profile(profile)
         self.workload = load_workload(self.profile.workload)
         self.objective = objective_of(self.profile, self.workload)
-        self.backend = LlamaCppBackend()
+        self.backend = ENGINE
         self.facts = idle(probe_machine(sample_s=0)).model_copy(
             update={"model": model_facts(read_gguf(self.path), self.path.stem)}
         )

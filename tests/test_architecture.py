@@ -34,7 +34,7 @@ TABLE: dict[str, set[str]] = {
     "doctor": {"facts", "knobs"},
     "recommend": {"probe", "models", "estimate", "rules", "bench"},
     "draft": {"probe", "models", "plan", "recommend"},
-    "autopilot": {"probe", "models", "estimate", "plan", "apply", "bench", "tune", "doctor"},
+    "autopilot": {"probe", "models", "estimate", "plan", "apply", "bench", "tune", "doctor", "draft"},
     "status": {"probe", "apply"},
     "report": {"facts", "plan", "bench", "tune", "doctor", "apply", "status", "estimate", "recommend", "draft"},
     "gateway": {"backends", "facts", "config"},

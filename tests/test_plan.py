@@ -49,6 +49,7 @@ DEFAULTS: Mapping[str, KnobValue] = {
     "speculation_match": None,
     "draft_model": None,
     "cache_reuse": 0,
+    "polling": None,
     "priority": "normal",
     "max_loaded_models": 3,
 }

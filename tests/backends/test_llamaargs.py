@@ -12,6 +12,7 @@ from velollm.backends.llamaargs import (
     parse_ffn_override,
     parse_llama_args,
     parse_speculation_options,
+    polling_options,
     render_arg,
     render_ffn_override,
     render_flags,
@@ -135,4 +136,8 @@ def test_what_only_a_flag_or_a_variable_of_openmp_carries() -> None:
     assert render_flags({"batch_threads": 4, "repack": "off", "cache_reuse": 256}) == [
         *("--threads-batch", "4", "--no-repack", "--cache-reuse", "256")
     ]
+    assert render_flags({"polling": 0}) == ["--poll", "0"]
+    assert polling_options({**DRAFT, "polling": 50}) == {"poll": 50, "spec-draft-poll": 1}
+    assert render_flags({"priority": "high"}) == ["--prio", "2"]
+    assert render_flags({"priority": "normal"}) == []
     assert render_flags({"batch_threads": None, "repack": "on", "cache_reuse": 0, "openmp_wait": "passive"}) == []

@@ -82,6 +82,7 @@ def test_the_defaults_need_no_setting() -> None:
         ({"load_mode": "mmap"}, {("model", "use_mmap"): ("true", "load_mode")}),
         ({"speculation": "ngram-mod"}, {("environment", "LLAMA_ARG_SPEC_TYPE"): ("ngram-mod", "speculation")}),
         ({"batch_threads": 2}, {("config", "threads-batch"): ("2", "batch_threads")}),
+        ({"polling": 0}, {("config", "poll"): ("0", "polling")}),
         ({"repack": "off"}, {("environment", "LLAMA_ARG_REPACK"): ("off", "repack")}),
         ({"openmp_wait": "passive"}, {("environment", "OMP_WAIT_POLICY"): ("passive", "openmp_wait")}),
         ({"cache_reuse": 256}, {("environment", "LLAMA_ARG_CACHE_REUSE"): ("256", "cache_reuse")}),
@@ -140,9 +141,10 @@ def test_layers_for_guessing_are_a_parameter_of_the_model() -> None:
 
 def test_lengths_come_back_from_the_config() -> None:
     options = {"spec-ngram-mod-n-min": "12", "spec-ngram-mod-n-max": "16", "spec-ngram-mod-n-match": "8"}
-    found = parse_settings({"LLAMA_ARG_SPEC_TYPE": "ngram-mod"}, {}, {**options, "threads-batch": "4"})
+    more = {"threads-batch": "4", "poll": "0"}
+    found = parse_settings({"LLAMA_ARG_SPEC_TYPE": "ngram-mod"}, {}, {**options, **more})
     lengths = {"speculation_tokens": 16, "speculation_match": 8}
-    assert found == {"speculation": "ngram-mod", **lengths, "batch_threads": 4}
+    assert found == {"speculation": "ngram-mod", **lengths, "batch_threads": 4, "polling": 0}
 
 
 def test_a_mode_without_a_setting_of_ollamas_is_left_out() -> None:

@@ -317,7 +317,7 @@ def test_an_old_record_can_be_shared() -> None:
 
 def test_the_form_knows_every_backend_and_every_kind_of_buffer() -> None:
     assert {backend.name for backend in iter_backends()} == set(typing.get_args(BackendName))
-    assert set(typing.get_args(Buffer)) == set(TERMS)
+    assert set(typing.get_args(Buffer)) == {*TERMS, "draft", "picture"}
 
 
 def test_the_schema_is_that_of_the_form(record: Record) -> None:

@@ -67,9 +67,10 @@ def test_prompts_may_take_the_second_thread_of_each_core() -> None:
 
 def test_guesses_are_of_drafts_first_then_of_earlier_text() -> None:
     found = values("speculation", on=ground(profile=CODE, drafts=("/d.gguf",)))
-    assert [value["speculation"] for value in found[:3]] == ["draft-simple", "draft-simple", "ngram-mod"]
+    assert [value["speculation"] for value in found[:4]] == [*["draft-simple"] * 3, "ngram-mod"]
+    assert [(value["speculation_tokens"], value["polling"]) for value in found[:3]] == [(3, 0), (6, 0), (3, None)]
     assert found[0]["draft_model"] == "/d.gguf"
-    assert len(found) == 7
+    assert len(found) == 8
 
 
 def test_text_that_hardly_repeats_gets_the_short_ones_only() -> None:
@@ -145,6 +146,7 @@ def test_the_length_of_a_winning_guess_is_refined() -> None:
     found = refine(mod, {**BASE, **mod.values}, ground())
     assert [c.values["speculation_match"] for c in found] == [8, 8, 4]
     assert refine(Candidate("threads", {"threads": 4}), BASE, ground()) == ()
+    assert refine(mod, {**BASE, **mod.values}, ground(supported=frozenset(KNOBS) - {"speculation_match"})) == ()
 
 
 def test_a_name_shows_what_is_set() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from velollm.autopilot.chart import chart, choose_backend, choose_model, find_model_facts, places_for
+from velollm.autopilot.drafting import find_drafts
 from velollm.autopilot.elsewhere import chart_elsewhere
 from velollm.autopilot.landing import (
     activate,
@@ -28,7 +29,7 @@ from velollm.autopilot.made import Wish, make_model
 from velollm.autopilot.measuring import Series, Wanted, measure
 from velollm.autopilot.mending import Mending, choose_mendable, mend, mending_steps, unmendable
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
-from velollm.autopilot.racing import RaceWish, find_drafts
+from velollm.autopilot.racing import RaceWish
 from velollm.autopilot.trial import Trial, try_plan
 from velollm.autopilot.tuning import Tuning, raced_course, remember, tune
 from velollm.autopilot.twin import MEASURED_ON_TWIN, TwinError, flown_on_twin

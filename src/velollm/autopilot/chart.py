@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from velollm.autopilot.made import stand_in, stand_in_facts
 from velollm.autopilot.order import Cockpit, Course, Order
 from velollm.backends.base import Backend, ModelRef, iter_backends
 from velollm.backends.ollama import OllamaBackend
+from velollm.backends.ollama_store import PROJECTOR_LAYER, find_ollama_blob
 from velollm.backends.openai import OpenAiBackend
 from velollm.config import Paths, ensure_dir
 from velollm.errors import UsageError, VeloError
+from velollm.estimate.find import with_projector
 from velollm.estimate.kept import with_kept
 from velollm.facts import Facts, ModelFacts
 from velollm.journal import Journal
@@ -165,10 +169,18 @@ def recorded_environment(journal: Journal) -> dict[str, str]:
 def find_model_facts(model: ModelRef, backend: Backend) -> ModelFacts | None:
     """What the model's header says, else what its server says of it; None where neither can be had."""
     if model.path is not None:
-        return model_facts(read_gguf(model.path), model.name)
+        facts = model_facts(read_gguf(model.path), model.name)
+        projector = _projector_of(model.name, model.path) if isinstance(backend, OllamaBackend) else None
+        return facts if projector is None else with_projector(facts, projector)
     if isinstance(backend, OllamaBackend):
         return parse_shown(backend.api.show(model.name, verbose=True), model.name, backend.file_bytes(model.name))
     return made_model_facts(SHAPE_1B) if model.name == SHAPE_1B.name else stand_in_facts(model.name)
+
+
+def _projector_of(name: str, blob: Path) -> Path | None:
+    """The file that turns pictures into embeddings for a model of Ollama: a layer of its own, which takes room too."""
+    found = find_ollama_blob(name, blob.parent.parent, PROJECTOR_LAYER)
+    return found if found is not None and os.access(found, os.R_OK) else None
 
 
 def chart(order: Order, cockpit: Cockpit, *, make: bool = True) -> Course:

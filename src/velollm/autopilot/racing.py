@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from velollm.autopilot.drafting import drafts_for
 from velollm.autopilot.order import Cockpit, Course
 from velollm.autopilot.trial import fit_together, fresh_log, make_room
 from velollm.backends.base import Backend, RunningServer
 from velollm.backends.embedded import EmbeddedBackend
-from velollm.backends.gguf_files import find_gguf
 from velollm.backends.llamacpp import LlamaCppBackend
 from velollm.backends.ollama import OllamaBackend
 from velollm.bench.design import Design
@@ -146,7 +145,7 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
     workload = load_workload(plan.profile.workload)
     objective = objective_of(plan.profile, workload)
     subject = subject_of(course)
-    drafts, notes = _usable_drafts(course, wish.drafts)
+    drafts, notes = drafts_for(course, wish.drafts)
     ground = Ground(
         facts,
         plan.profile,
@@ -204,27 +203,6 @@ def kept_race(course: Course) -> KeptRace | None:
     """The race that was kept for this course."""
     subject = subject_of(course)
     return None if subject is None else find_race(course.order.paths.data, subject)
-
-
-def _usable_drafts(course: Course, drafts: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
-    """Drafts that the backend can carry; Ollama loads one beside every model of the server."""
-    backend = course.backend
-    if not drafts or not isinstance(backend, OllamaBackend) or backend.version is None:
-        return list(drafts), ()
-    names = {str(tag.get("name")) for tag in backend.api.tags()}
-    files = {str(path) for path in drafts}
-    others = [
-        name
-        for name in sorted(names - {course.model.name, f"{course.model.name}:latest"})
-        if str(backend.find_model(name).path) not in files
-    ]
-    if not others:
-        return list(drafts), ()
-    note = (
-        f"no draft was raced: Ollama would load it beside every model of the server ({', '.join(others[:3])}"
-        f"{' …' if len(others) > 3 else ''}); a server of its own can have one (`velollm run`)"
-    )
-    return [], (note,)
 
 
 def _fits(facts: Facts, knobs: Knobs) -> bool:
@@ -321,21 +299,3 @@ def _idle_ratio(raced: Raced, steady: Knobs) -> Ratio | None:
 def values_of(race: Race) -> dict[str, KnobValue]:
     """What a plan has to take over of a race: all that differs from its start, where a plan may set it."""
     return {name: value for name, value in race.changed.items() if name in KNOBS}
-
-
-def find_drafts(names: Sequence[str]) -> tuple[Path, ...]:
-    """The files of models to guess with: paths, or names of an Ollama store.
-
-    Raises:
-        VeloError: there is none of that name, or its file cannot be read.
-    """
-    found: list[Path] = []
-    for name in names:
-        if name.endswith(".gguf"):
-            found.append(find_gguf(name).path or Path(name))
-            continue
-        path = OllamaBackend().find_model(name).path
-        if path is None:
-            raise VeloError(f"the file of '{name}' cannot be read", "give the path of a GGUF file")
-        found.append(path)
-    return tuple(path.resolve() for path in found)

@@ -25,7 +25,7 @@ from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs
 
 _ENVIRONMENT = {**ARG_OF_KNOB, "openmp_wait": OPENMP_WAIT}
-_OWN = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models", "priority"}
+_OWN = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models", "priority", "polling"}
 
 
 class EmbeddedBackend(Backend):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from velollm.knobs import DRAFT_KINDS, Knobs, KnobValue
+from velollm.knobs import DRAFT_KINDS, PRIORITIES, Knobs, KnobValue
 
 # The total context is not here: it is context_tokens times slots.
 ARG_OF_KNOB: Mapping[str, str] = {
@@ -75,6 +75,17 @@ def speculation_options(knobs: Knobs) -> dict[str, int]:
     elif isinstance(tokens, int):
         found[f"spec-{kind}-size-m"] = tokens
     return found
+
+
+def polling_options(knobs: Knobs) -> dict[str, int]:
+    """How long waiting threads stay awake, those of a draft too (common/arg.cpp:1572 and 3972, where 0 and 1 mean no
+    and yes for a draft).
+    """
+    polling = knobs.get("polling")
+    if not isinstance(polling, int):
+        return {}
+    draft = {"spec-draft-poll": min(polling, 1)} if knobs.get("speculation") in DRAFT_KINDS else {}
+    return {"poll": polling, **draft}
 
 
 def parse_speculation_options(options: Mapping[str, str], kind: str | None) -> dict[str, KnobValue]:
@@ -168,6 +179,10 @@ def render_flags(knobs: Knobs) -> list[str]:
             argv += [flag, render_arg(knob, value)]
     if knobs.get("batch_threads") is not None:
         argv += ["--threads-batch", str(knobs["batch_threads"])]
+    for option, value in polling_options(knobs).items():
+        argv += [f"--{option}", str(value)]
+    if (level := knobs.get("priority")) in PRIORITIES[1:]:
+        argv += ["--prio", str(PRIORITIES.index(str(level)))]
     if knobs.get("repack") == "off":
         argv.append("--no-repack")
     if knobs.get("cache_reuse"):

@@ -30,6 +30,7 @@ from velollm.facts import Facts
 from velollm.knobs import DRAFT_KINDS, KNOBS, Knobs
 
 _ENVIRONMENT = {**ARG_OF_KNOB, "openmp_wait": OPENMP_WAIT}
+_WITHOUT_VARIABLE = frozenset({"priority", "batch_threads", "speculation_match", "polling"})
 # From here on the engine says what it allocates (common/log.h, LOG_LEVEL_TRACE).
 LOG_VERBOSITY = "4"
 _LISTENING = re.compile(r"(?:server is|llama_server:) listening on (http://\S+)")
@@ -42,10 +43,15 @@ class LlamaCppBackend(Backend):
     """
 
     name = "llamacpp"
-    knobs = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models"}
 
     def __init__(self, binary: str | None = None) -> None:
         self._binary = binary
+
+    @property
+    def knobs(self) -> frozenset[str]:  # type: ignore[override]
+        """All but what only a whole Ollama has; what has no variable only where it plays the part of another engine."""
+        own = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models"}
+        return own if self._binary else own - _WITHOUT_VARIABLE
 
     @property
     def binary(self) -> str:

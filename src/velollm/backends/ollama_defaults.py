@@ -85,6 +85,7 @@ def ollama_default_knobs(facts: Facts) -> Knobs:
         "speculation_match": None,
         "draft_model": None,
         "cache_reuse": 0,
+        "polling": None,
         "priority": "normal",
         "max_loaded_models": None if facts.gpus is None else _MODELS_PER_GPU * max(1, len(facts.gpus)),
     }

@@ -17,6 +17,7 @@ from velollm.backends.llamaargs import (
     OPENMP_WAIT,
     parse_llama_args,
     parse_speculation_options,
+    polling_options,
     render_arg,
     speculation_options,
     total_context_tokens,
@@ -29,6 +30,7 @@ CONFIG_ERA = (0, 32, 15)
 """From here on the engine reads a config.ini, for options that have no variable."""
 PRIORITY_OPTION = "prio"
 BATCH_THREADS_OPTION = "threads-batch"
+POLLING_OPTION = "poll"
 HEADS_PARAMETER = "draft_num_predict"
 """Without it Ollama leaves the MTP layers of a model idle (server/routes.go:135-156)."""
 _HEADS_TOKENS = 4  # what Ollama takes for a model with a draft of its own
@@ -75,7 +77,7 @@ def supported_knobs(version: tuple[int, int, int] | None) -> frozenset[str]:
     if version is not None and version < LLAMA_SERVER_ERA:
         return frozenset(always)
     always |= {"ubatch", "speculation", "speculation_tokens", "openmp_wait", *_ENGINE_KNOBS}
-    by_config = {"priority", "batch_threads", "speculation_match"}
+    by_config = {"priority", "batch_threads", "speculation_match", "polling"}
     return frozenset(always if version is not None and version < CONFIG_ERA else always | by_config)
 
 
@@ -134,6 +136,7 @@ def _config(changed: Mapping[str, KnobValue]) -> list[Setting]:
         found.append(Setting("config", PRIORITY_OPTION, str(PRIORITIES.index(str(level))), "priority"))
     if "batch_threads" in changed:
         found.append(Setting("config", BATCH_THREADS_OPTION, str(changed["batch_threads"]), "batch_threads"))
+    found += [Setting("config", option, str(value), "polling") for option, value in polling_options(changed).items()]
     if changed.get("speculation") in DRAFT_KINDS:
         return found
     for option, value in speculation_options(changed).items():
@@ -218,6 +221,8 @@ def _parse_options(options: Mapping[str, str], kind: str | None) -> dict[str, Kn
     threads = options.get(BATCH_THREADS_OPTION, "")
     if threads.isdecimal() and int(threads) > 0:
         knobs["batch_threads"] = int(threads)
+    if options.get(POLLING_OPTION, "").isdecimal():
+        knobs["polling"] = int(options[POLLING_OPTION])
     return knobs | parse_speculation_options(options, kind)
 
 

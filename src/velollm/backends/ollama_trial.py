@@ -23,7 +23,7 @@ _START_S = 60.0
 _LAST_WORDS_S = 1.0
 # common/common.cpp:275 and ggml-cpu.c:2604 of llama.cpp b10488.
 _PRIORITY_REFUSED = re.compile(r"(failed to set (?:process|thread) priority [^\n]*)")
-_BY_CONFIG = ("priority", "batch_threads", "speculation_match")
+_BY_CONFIG = ("priority", "batch_threads", "speculation_match", "polling")
 # Of the user's environment a trial keeps what finds programs, libraries and devices, and nothing that tunes.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP")
 _KEPT_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "HSA_", "GGML_", "NVIDIA_")

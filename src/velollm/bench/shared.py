@@ -30,7 +30,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 Count = Annotated[int, Field(ge=0, le=1 << 60)]
 Amount = Annotated[float, Field(ge=0)]
 BackendName = Literal["ollama", "llamacpp", "embedded", "openai"]
-Buffer = Literal["weights", "repack", "kv", "recurrent", "compute", "output"]
+Buffer = Literal["weights", "repack", "kv", "recurrent", "compute", "output", "draft", "picture"]
 EnergyBasis = Literal["GPU (NVML)", "processor (RAPL)", "GPU (NVML) + processor (RAPL)"]
 
 

@@ -11,6 +11,7 @@ from velollm.rules.base import Advice, Rule, Skip
 _OWN = {
     "speculation_tokens": "the engine's own length; `velollm tune` races others",
     "speculation_match": "the engine's own length; `velollm tune` races others",
+    "polling": "the engine's own; `velollm tune` races another with a draft",
     "draft_model": "no draft is chosen; `velollm draft list` names those that fit",
 }
 

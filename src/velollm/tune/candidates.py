@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from velollm.facts import Facts
-from velollm.knobs import KNOBS, QUANTIZED_KV_TYPES, Knobs, KnobValue, Profile
+from velollm.knobs import KNOBS, NGRAM_KINDS, QUANTIZED_KV_TYPES, Knobs, KnobValue, Profile
 
 # In this order: what usually decides most comes first, because the time may end before the last.
 GROUPS = (
@@ -19,7 +19,7 @@ _ASKED_ONLY = frozenset({"priority", "load_mode"})
 _LEAST_UBATCH, _MOST_UBATCH = 64, 4096
 _MOST_THREADS = 4
 _SPILLS = ("cpu_moe_layers", "cpu_ffn_layers")
-_DRAFT_LENGTHS = (3, 6)
+_DRAFT_LENGTHS = ((3, 0), (6, 0), (3, None))
 # Kind, longest guess and match; None is the engine's own. Short ones because the engine's own (a match of 24 and 48
 # tokens at once for ngram-mod) fire on long repeats only.
 _NGRAMS: tuple[tuple[str, int | None, int | None], ...] = (
@@ -29,7 +29,13 @@ _NGRAMS: tuple[tuple[str, int | None, int | None], ...] = (
     ("ngram-map-k", None, None),
     ("ngram-map-k", 16, 6),
 )
-_NO_GUESS: Knobs = {"speculation": "none", "speculation_tokens": None, "speculation_match": None, "draft_model": None}
+_NO_GUESS: Knobs = {
+    "speculation": "none",
+    "speculation_tokens": None,
+    "speculation_match": None,
+    "draft_model": None,
+    "polling": None,
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ def refine(winner: Candidate, base: Knobs, ground: Ground) -> tuple[Candidate, .
     kind, tokens = base.get("speculation"), base.get("speculation_tokens")
     if winner.group != "speculation" or kind == "none":
         return ()
+    if kind in NGRAM_KINDS and "speculation_match" not in ground.supported:
+        return ()  # an engine without a place for the one length has none for the other
     usual = 3 if str(kind).startswith("draft") else 48
     length = tokens if isinstance(tokens, int) else usual
     match = base.get("speculation_match")
@@ -162,8 +170,10 @@ def _speculation(base: Knobs, ground: Ground) -> Iterator[Knobs]:
     """No guessing, guesses of a draft or of the model's own layers, and guesses from earlier text."""
     yield _NO_GUESS
     for path in ground.drafts:
-        for tokens in _DRAFT_LENGTHS:
-            yield {**_NO_GUESS, "speculation": "draft-simple", "speculation_tokens": tokens, "draft_model": path}
+        # A draft has threads of its own, from which those of the model must not keep the cores.
+        for tokens, polling in _DRAFT_LENGTHS:
+            lengths: Knobs = {"speculation_tokens": tokens, "polling": polling}
+            yield {**_NO_GUESS, "speculation": "draft-simple", "draft_model": path, **lengths}
     model = ground.facts.model
     if model is not None and (model.mtp_layers or 0) > 0:
         for tokens in (2, 4):

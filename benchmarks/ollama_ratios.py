@@ -38,7 +38,7 @@ from velollm.models.succession import Succession
 from velollm.models.synthetic import SHAPE_1B, Recipe, ensure_model
 from velollm.probe.machine import probe_machine
 
-ROUNDS = 5
+ROUNDS = 4
 REPEATING = Recipe("q4_0", succession=Succession(0.995, 97, None, 1))
 UNPREDICTABLE = Recipe("q4_0")
 
@@ -130,7 +130,7 @@ def one_answer(server: OllamaServer, prompt: str, tokens: int, seed: int) -> Com
 def passes(server: OllamaServer, number: int) -> dict[str, float]:
     """Decode of one prompt's answer, and of the same once more."""
     prompt = f"Note {number + 2} of the day, and what followed from it:\n\n"
-    rates = [decode_rate(one_answer(server, prompt, 160, 7)) or 0.0 for _ in range(2)]
+    rates = [decode_rate(one_answer(server, prompt, 320, 7)) or 0.0 for _ in range(2)]
     return {"first_pass_tokens_per_s": rates[0], "second_pass_tokens_per_s": rates[1]}
 
 

@@ -103,11 +103,11 @@ def median(values: Sequence[float]) -> float:
     return ordered[len(ordered) // 2] if ordered else -math.inf
 
 
-def may_win(runner: Runner, base: Runner) -> bool:
-    """Guessing has to make decode quicker too, not only the whole turn."""
+def may_win(runner: Runner, base: Runner, found: Judgement) -> bool:
+    """Guessing has to be surely better, and to make decode quicker too, not only the whole turn."""
     if runner.candidate.values.get("speculation", "none") == "none":
         return True
-    return median(differences(runner.decodes, base.decodes)) > 0
+    return found.standing == "better" and median(differences(runner.decodes, base.decodes)) > 0
 
 
 def place_of(runner: Runner, found: Judgement, winner: Runner | None, able: Sequence[Runner]) -> tuple[Place, str]:

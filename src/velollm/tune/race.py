@@ -274,7 +274,9 @@ class _Racer:
 
     def _decide(self, group: str, heat: Heat) -> Candidate | None:
         """Who won; the leader's server is then that setting's."""
-        able = [r for r in heat.alive if promises(heat.standing[r.name]) and may_win(r, heat.base)]
+        able = [
+            r for r in heat.alive if promises(heat.standing[r.name]) and may_win(r, heat.base, heat.standing[r.name])
+        ]
         winner = max(able, key=lambda r: heat.standing[r.name].ratio or 0.0, default=None)
         for runner in heat.runners:
             if runner.name not in heat.out:

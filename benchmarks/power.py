@@ -26,6 +26,7 @@ ROUNDS = (8, 16, 32, 64, 128, 160)
 PLANTED = (0.0, 0.05, 0.10)
 SPREADS = (0.05,)
 TRIALS = 200
+TRIALS_OF_NOTHING = 1000  # a share of 2% needs more of them
 
 
 def read_noise(path: Path, metric_field: str) -> NDArray[np.float64]:
@@ -62,7 +63,8 @@ def share_of_verdicts(
     draw = np.random.default_rng((seed, rounds, round(planted * 1000)))
     counts = {"faster": 0, "slower": 0, "no difference": 0}
     names = ARMS if control else (ARMS[0], ARMS[2])
-    for _ in range(TRIALS):
+    trials = TRIALS if planted else TRIALS_OF_NOTHING
+    for _ in range(trials):
         picked = noise[draw.integers(0, len(noise), rounds)]
         rates = 40.0 * np.exp(picked) * np.array([1.0, 1.0, 1.0 - planted])
         samples = [
@@ -71,7 +73,7 @@ def share_of_verdicts(
             for arm in names
         ]
         counts[compare_arms(samples, "default", "tuned", "decode").verdict] += 1
-    return {verdict: count / TRIALS for verdict, count in counts.items()}
+    return {verdict: count / trials for verdict, count in counts.items()}
 
 
 def main() -> None:
@@ -95,6 +97,7 @@ def main() -> None:
                     print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
     document = {
         "trials": TRIALS,
+        "trials_of_nothing": TRIALS_OF_NOTHING,
         "recorded_spread": spread_of(recorded),
         "recorded_rounds": len(recorded),
         "rows": rows,

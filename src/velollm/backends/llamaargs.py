@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from velollm.knobs import DRAFT_KINDS, PRIORITIES, Knobs, KnobValue
+from velollm.knobs import DRAFT_KINDS, NGRAM_KINDS, PRIORITIES, Knobs, KnobValue
 
 # The total context is not here: it is context_tokens times slots.
 ARG_OF_KNOB: Mapping[str, str] = {
@@ -30,6 +30,8 @@ ARG_OF_KNOB: Mapping[str, str] = {
     "kv_unified": "LLAMA_ARG_KV_UNIFIED",
     "kv_offload": "LLAMA_ARG_KV_OFFLOAD",
 }
+OPTION_KNOBS = ("priority", "batch_threads", "speculation_match", "polling")
+"""Knobs that the engine has options for and no variables, so that only a command line or config.ini carries them."""
 CONTEXT_ARG = "LLAMA_ARG_CTX_SIZE"
 DRAFT_TOKENS_ARG = "LLAMA_ARG_SPEC_DRAFT_N_MAX"
 OPENMP_WAIT = "OMP_WAIT_POLICY"
@@ -56,24 +58,30 @@ def total_context_tokens(knobs: Knobs) -> int | None:
     return context * slots
 
 
+def length_options(kind: str) -> dict[str, str]:
+    """Options with the lengths of guesses from earlier text, by knob; `ngram-cache` has none (arg.cpp:4164-4276)."""
+    if kind == "ngram-mod":
+        return {"speculation_tokens": "spec-ngram-mod-n-max", "speculation_match": "spec-ngram-mod-n-match"}
+    if kind in NGRAM_KINDS and kind != "ngram-cache":
+        return {"speculation_tokens": f"spec-{kind}-size-m", "speculation_match": f"spec-{kind}-size-n"}
+    return {}
+
+
 def speculation_options(knobs: Knobs) -> dict[str, int]:
     """Lengths of the kind that guesses, as long options of the engine without dashes (common/arg.cpp:4077-4276).
 
     `ngram-mod` proposes nothing shorter than its least length, 48 by itself (common/common.h:351-356), so that goes
     down with the longest.
     """
-    kind, tokens, match = (knobs.get(name) for name in ("speculation", "speculation_tokens", "speculation_match"))
+    kind, tokens = str(knobs.get("speculation")), knobs.get("speculation_tokens")
     found: dict[str, int] = {}
     if kind in DRAFT_KINDS and isinstance(tokens, int):
         found["spec-draft-n-max"] = tokens
-    if kind not in ("ngram-mod", "ngram-simple", "ngram-map-k", "ngram-map-k4v"):
-        return found
-    if isinstance(match, int):
-        found[f"spec-{kind}-n-match" if kind == "ngram-mod" else f"spec-{kind}-size-n"] = match
-    if isinstance(tokens, int) and kind == "ngram-mod":
-        found |= {"spec-ngram-mod-n-min": max(1, min(48, tokens * 3 // 4)), "spec-ngram-mod-n-max": tokens}
-    elif isinstance(tokens, int):
-        found[f"spec-{kind}-size-m"] = tokens
+    if kind == "ngram-mod" and isinstance(tokens, int):
+        found["spec-ngram-mod-n-min"] = max(1, min(48, tokens * 3 // 4))
+    for knob, option in length_options(kind).items():
+        if isinstance(value := knobs.get(knob), int):
+            found[option] = value
     return found
 
 
@@ -90,12 +98,7 @@ def polling_options(knobs: Knobs) -> dict[str, int]:
 
 def parse_speculation_options(options: Mapping[str, str], kind: str | None) -> dict[str, KnobValue]:
     """What such options mean for the ``kind`` that guesses."""
-    mod = kind == "ngram-mod"
-    names = {
-        "speculation_tokens": f"spec-{kind}-n-max" if mod else f"spec-{kind}-size-m",
-        "speculation_match": f"spec-{kind}-n-match" if mod else f"spec-{kind}-size-n",
-    }
-    found = {knob: options.get(option, "") for knob, option in names.items()}
+    found = {knob: options.get(option, "") for knob, option in length_options(kind or "").items()}
     return {knob: int(text) for knob, text in found.items() if text.isdecimal() and int(text) > 0}
 
 

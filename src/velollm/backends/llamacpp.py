@@ -20,6 +20,7 @@ from velollm.backends.llamaargs import (
     CONTEXT_ARG,
     DRAFT_TOKENS_ARG,
     OPENMP_WAIT,
+    OPTION_KNOBS,
     render_arg,
     render_flags,
     total_context_tokens,
@@ -30,7 +31,6 @@ from velollm.facts import Facts
 from velollm.knobs import DRAFT_KINDS, KNOBS, Knobs
 
 _ENVIRONMENT = {**ARG_OF_KNOB, "openmp_wait": OPENMP_WAIT}
-_WITHOUT_VARIABLE = frozenset({"priority", "batch_threads", "speculation_match", "polling"})
 # From here on the engine says what it allocates (common/log.h, LOG_LEVEL_TRACE).
 LOG_VERBOSITY = "4"
 _LISTENING = re.compile(r"(?:server is|llama_server:) listening on (http://\S+)")
@@ -51,7 +51,7 @@ class LlamaCppBackend(Backend):
     def knobs(self) -> frozenset[str]:  # type: ignore[override]
         """All but what only a whole Ollama has; what has no variable only where it plays the part of another engine."""
         own = frozenset(KNOBS) - {"keep_alive_s", "max_loaded_models"}
-        return own if self._binary else own - _WITHOUT_VARIABLE
+        return own if self._binary else own - set(OPTION_KNOBS)
 
     @property
     def binary(self) -> str:

@@ -15,6 +15,8 @@ from velollm.backends.llamaargs import (
     ARG_OF_KNOB,
     DRAFT_TOKENS_ARG,
     OPENMP_WAIT,
+    OPTION_KNOBS,
+    length_options,
     parse_llama_args,
     parse_speculation_options,
     polling_options,
@@ -77,8 +79,7 @@ def supported_knobs(version: tuple[int, int, int] | None) -> frozenset[str]:
     if version is not None and version < LLAMA_SERVER_ERA:
         return frozenset(always)
     always |= {"ubatch", "speculation", "speculation_tokens", "openmp_wait", *_ENGINE_KNOBS}
-    by_config = {"priority", "batch_threads", "speculation_match", "polling"}
-    return frozenset(always if version is not None and version < CONFIG_ERA else always | by_config)
+    return frozenset(always if version is not None and version < CONFIG_ERA else always.union(OPTION_KNOBS))
 
 
 def render_settings(knobs: Knobs, defaults: Knobs, version: tuple[int, int, int] | None) -> tuple[Setting, ...]:
@@ -139,8 +140,9 @@ def _config(changed: Mapping[str, KnobValue]) -> list[Setting]:
     found += [Setting("config", option, str(value), "polling") for option, value in polling_options(changed).items()]
     if changed.get("speculation") in DRAFT_KINDS:
         return found
+    match = length_options(str(changed.get("speculation"))).get("speculation_match")
     for option, value in speculation_options(changed).items():
-        knob = "speculation_match" if option.endswith(("match", "size-n")) else "speculation_tokens"
+        knob = "speculation_match" if option == match else "speculation_tokens"
         found.append(Setting("config", option, str(value), knob))
     return found
 

@@ -14,6 +14,7 @@ import psutil
 from velollm.backends.base import Setting
 from velollm.backends.child import Child
 from velollm.backends.guard import guarded
+from velollm.backends.llamaargs import OPTION_KNOBS
 from velollm.backends.ollama_http import OllamaApi, OllamaRefusalError, OllamaServer
 from velollm.backends.ollama_log import Load, parse_failure, parse_listening, parse_loads
 from velollm.errors import VeloError
@@ -23,7 +24,6 @@ _START_S = 60.0
 _LAST_WORDS_S = 1.0
 # common/common.cpp:275 and ggml-cpu.c:2604 of llama.cpp b10488.
 _PRIORITY_REFUSED = re.compile(r"(failed to set (?:process|thread) priority [^\n]*)")
-_BY_CONFIG = ("priority", "batch_threads", "speculation_match", "polling")
 # Of the user's environment a trial keeps what finds programs, libraries and devices, and nothing that tunes.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP")
 _KEPT_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "HSA_", "GGML_", "NVIDIA_")
@@ -163,7 +163,7 @@ def check_load(load: Load, knobs: Knobs, *, expected_gpus: bool = False) -> None
     asked = knobs.get("speculation")
     if asked not in (None, "none") and load.values.get("slots") is not None and asked not in load.speculation:
         wrong.append(f"speculation is {', '.join(load.speculation) or 'none'}, not {asked}")
-    by_config = [name for name in _BY_CONFIG if knobs.get(name) not in (None, "normal")]
+    by_config = [name for name in OPTION_KNOBS if knobs.get(name) not in (None, "normal")]
     if by_config and "using config file: " not in load.text:
         wrong.append(f"{', '.join(by_config)}: the engine did not read its config.ini")
     elif "priority" in by_config and (refused := _PRIORITY_REFUSED.search(load.text)) is not None:

@@ -19,14 +19,14 @@ _STOPS = "every load fails, and clients are only told `exit status 1`; GPUs are 
 _WHOLE = re.compile(r"\s*[+-]?\d")  # std::stoi takes what begins with a number
 
 # Values and names: llama.cpp b10488, common/arg.cpp and common/speculative.cpp.
-_DRAFT_KINDS = ("draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
+_OTHER_KINDS = ("draft-eagle3", "draft-dspark")  # those that are no knob's
 _OFF_WORDS = frozenset({"off", "disabled", "false", "0"})
 _SWITCH_WORDS = _OFF_WORDS | {"on", "enabled", "true", "1"}
 _WORDS: Mapping[str, frozenset[str]] = {
     "LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K": frozenset(KV_TYPES),
     "LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V": frozenset(KV_TYPES),
     "LLAMA_ARG_LOAD_MODE": frozenset({"auto", "none", "mmap", "mlock", "mmap+mlock", "dio"}),
-    "LLAMA_ARG_SPEC_TYPE": frozenset({*SPECULATION_KINDS, *_DRAFT_KINDS}),
+    "LLAMA_ARG_SPEC_TYPE": frozenset({*SPECULATION_KINDS, *_OTHER_KINDS}),
     "LLAMA_ARG_SPLIT_MODE": frozenset({"none", "layer", "row", "tensor"}),
     "LLAMA_ARG_NUMA": frozenset({"distribute", "isolate", "numactl"}),
     "LLAMA_ARG_FLASH_ATTN": frozenset({"on", "enabled", "true", "1", "auto", "-1", *_OFF_WORDS}),

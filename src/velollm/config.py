@@ -77,6 +77,16 @@ def data_dir(name: str) -> Path:
     )
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write a file of our own data, whole or not at all, even where two do it at once. Raises `OSError`."""
+    part = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def ensure_dir(path: Path) -> Path:
     """Make a directory of the user's, with parents; a refusal becomes a `VeloError`."""
     try:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import httpx
 
-from velollm.backends.ollama_store import parse_model_name
+from velollm.backends.ollama_store import MANIFEST_TYPE, parse_model_name
 
 _TIMEOUT_S = 3.0
-_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 def is_in_library(name: str, registry: str | None = None) -> bool | None:
@@ -21,10 +20,10 @@ def is_in_library(name: str, registry: str | None = None) -> bool | None:
     full = parse_model_name(name)
     if full is None:
         return False
-    path = f"/v2/{full.namespace}/{full.model}/manifests/{full.tag}"
+    path = f"{full.registry_path}/manifests/{full.tag}"
     try:
         with httpx.stream(
-            "GET", (registry or f"https://{full.host}") + path, headers={"Accept": _MANIFEST}, timeout=_TIMEOUT_S
+            "GET", (registry or f"https://{full.host}") + path, headers={"Accept": MANIFEST_TYPE}, timeout=_TIMEOUT_S
         ) as reply:
             return {200: True, 404: False}.get(reply.status_code)
     except (httpx.HTTPError, httpx.InvalidURL):

@@ -12,10 +12,9 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from velollm.backends.ollama_store import MODEL_LAYER, parse_model_name
+from velollm.backends.ollama_store import MANIFEST_TYPE, MODEL_LAYER, parse_model_name
 from velollm.errors import VeloError
 
-_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _CONFIG = "application/vnd.docker.container.image.v1+json"
 _PARAMETERS_LAYER = "application/vnd.ollama.image.params"
 _PIECE_BYTES = 4 * 1024 * 1024
@@ -74,7 +73,7 @@ def write_manifest(
             layers.append(_layer(store, _PARAMETERS_LAYER, _json(parameters)))
         manifest = {
             "schemaVersion": 2,
-            "mediaType": _MANIFEST,
+            "mediaType": MANIFEST_TYPE,
             "config": _layer(store, _CONFIG, _json(config)),
             "layers": layers,
         }

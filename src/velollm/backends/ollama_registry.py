@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from velollm.backends.ollama_find import is_local
-from velollm.backends.ollama_store import MODEL_LAYER, ModelName, parse_model_name
+from velollm.backends.ollama_store import MANIFEST_TYPE, MODEL_LAYER, ModelName, parse_model_name
 from velollm.errors import UsageError, VeloError
 
 _CONNECT_S = 10.0
@@ -86,7 +86,7 @@ class Registry:
             VeloError: the registry cannot be reached, has no such model, or its answer is none.
         """
         scheme, name = split_name(text)
-        base = f"{scheme}://{name.host}/v2/{name.namespace}/{name.model}"
+        base = f"{scheme}://{name.host}{name.registry_path}"
         reply = self._get(f"{base}/manifests/{name.tag}", name.host)
         if reply.status_code == 404:
             raise VeloError(f"{name.host} has no model '{text}'", "see the model's tags at its library's site")
@@ -113,7 +113,7 @@ class Registry:
                 follow_redirects=True,
                 timeout=httpx.Timeout(_CONNECT_S, read=_READ_S),
                 transport=self._transport,
-                headers={"Accept": "application/vnd.docker.distribution.manifest.v2+json"},
+                headers={"Accept": MANIFEST_TYPE},
             )
         return self._clients[local]
 

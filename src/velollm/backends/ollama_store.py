@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
+MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 PROJECTOR_LAYER = "application/vnd.ollama.image.projector"
 _DIGEST = re.compile(r"^sha256[:-]([0-9a-f]{64})$")
 _PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*$")
@@ -32,6 +33,11 @@ class ModelName:
     def manifest_path(self) -> Path:
         """Where the manifest lies under the models directory."""
         return Path("manifests", self.host, self.namespace, self.model, self.tag)
+
+    @property
+    def registry_path(self) -> str:
+        """Where the model lies at its registry: its manifests and blobs are below (server/images.go:977)."""
+        return f"/v2/{self.namespace}/{self.model}"
 
 
 def parse_model_name(text: str) -> ModelName | None:

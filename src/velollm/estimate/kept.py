@@ -8,15 +8,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from velollm.backends.buffers import parse_buffers, parse_build
 from velollm.backends.stamp import engine_stamp
-from velollm.config import ensure_dir
+from velollm.config import ensure_dir, replace_file
 from velollm.errors import VeloError
 from velollm.facts import ModelFacts
 from velollm.models.memory import TERMS, MemoryEstimate
@@ -156,13 +154,5 @@ def _parse(value: Mapping[str, object]) -> Kept:
 
 
 def _write(data: Path, entries: Mapping[str, Kept]) -> None:
-    directory = ensure_dir(data)
-    handle, name = tempfile.mkstemp(dir=directory, prefix=f".{_FILE}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            loads = {key: asdict(kept) for key, kept in entries.items()}
-            json.dump({"schema_version": _SCHEMA_VERSION, "loads": loads}, file, indent=1)
-        Path(name).replace(directory / _FILE)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
+    loads = {key: asdict(kept) for key, kept in entries.items()}
+    replace_file(ensure_dir(data) / _FILE, json.dumps({"schema_version": _SCHEMA_VERSION, "loads": loads}, indent=1))

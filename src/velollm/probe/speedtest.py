@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from velollm.config import ensure_dir
+from velollm.config import ensure_dir, replace_file
 from velollm.errors import VeloError
 from velollm.facts import Facts, Frozen
 from velollm.units import MIB
@@ -81,13 +81,7 @@ def read_machine_speed(directory: Path) -> MachineSpeed | None:
 
 
 def _keep(directory: Path, speed: MachineSpeed) -> None:
-    path = ensure_dir(directory) / _FILE
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(speed.model_dump(), indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(ensure_dir(directory) / _FILE, json.dumps(speed.model_dump(), indent=2) + "\n")
 
 
 def machine_key(facts: Facts) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -13,7 +11,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from velollm.config import ensure_dir
+from velollm.bench.history import machine_key
+from velollm.config import ensure_dir, replace_file
 from velollm.errors import VeloError
 from velollm.facts import Facts
 from velollm.knobs import KnobValue
@@ -76,12 +75,8 @@ class KeptRace:
 
 def machine_of(facts: Facts) -> str:
     """The machine in one line, as far as it matters to a race."""
-    cpu, memory = facts.cpu, facts.memory
-    parts = [facts.os, cpu.model_name if cpu else None, cpu.usable_physical_cores if cpu else None]
-    parts.append(round(memory.total_bytes / 2**30) if memory and memory.total_bytes else None)
-    for gpu in sorted(facts.gpus or (), key=lambda gpu: (gpu.name or "", gpu.pci or "")):
-        parts += [gpu.name, gpu.vram_bytes, gpu.driver_version]
-    return " | ".join("unknown" if part is None else str(part) for part in parts)
+    drivers = sorted({gpu.driver_version for gpu in facts.gpus or () if gpu.driver_version})
+    return ", ".join([facts.os or "unknown", machine_key(facts) or "unknown", *(f"driver {d}" for d in drivers)])
 
 
 def keep_race(data: Path, subject: Subject, race: Race, confirmed: Confirmed | None, **more: object) -> KeptRace:
@@ -94,15 +89,9 @@ def keep_race(data: Path, subject: Subject, race: Race, confirmed: Confirmed | N
     kept = replace(KeptRace(subject, race, now, race.changed, confirmed), **more)  # type: ignore[arg-type]
     document = {"schema_version": _SCHEMA_VERSION, **asdict(kept)}
     path = _path(data, subject)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         ensure_dir(path.parent)
-        try:
-            temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        replace_file(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise VeloError(f"cannot keep the race in {path}: {error.strerror or error}", "free some disk space") from error
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,13 @@ def drafts_for(course: Course, asked: Sequence[Path]) -> tuple[list[Path], tuple
     main = course.model.path
     if main is None:
         return [], ()
-    at_hand = [(str(path), path) for path in asked] or _at_hand(course)
+    installed: list[tuple[str, Path]] = []
+    if asked and isinstance(course.backend, OllamaBackend):
+        installed = _installed(course)  # they decide whether it can carry what was asked for
+    elif not asked:
+        with contextlib.suppress(VeloError):
+            installed = _installed(course)
+    at_hand = [(str(path), path) for path in asked] or installed
     try:
         choices = draft_choices(main, at_hand, name=course.model.name)
     except VeloError:
@@ -56,30 +63,25 @@ def drafts_for(course: Course, asked: Sequence[Path]) -> tuple[list[Path], tuple
         )
     found = [choice.path for choice in choices.fit if choice.kind == "draft-simple" and choice.path is not None]
     found = found if asked else found[:_MOST_AT_HAND]
-    return _carried(course, found)
+    return _carried(course, found, installed)
 
 
-def _at_hand(course: Course) -> list[tuple[str, Path]]:
-    """Models of Ollama that are installed here."""
+def _installed(course: Course) -> list[tuple[str, Path]]:
+    """Models of Ollama that are installed here. Raises `VeloError` where they cannot be listed."""
     backend = course.backend if isinstance(course.backend, OllamaBackend) else OllamaBackend()
-    try:
-        return models_at_hand(backend, os.environ, Path.home())
-    except VeloError:
-        return []
+    return models_at_hand(backend, os.environ, Path.home())
 
 
-def _carried(course: Course, drafts: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
+def _carried(
+    course: Course, drafts: list[Path], installed: Sequence[tuple[str, Path]]
+) -> tuple[list[Path], tuple[str, ...]]:
     """Those that the backend can carry: Ollama loads one beside every model of the server."""
     backend = course.backend
     if not drafts or not isinstance(backend, OllamaBackend) or backend.version is None:
         return drafts, ()
     files = {str(path.resolve()) for path in drafts}
     own = (course.model.name, f"{course.model.name}:latest")
-    others = [
-        name
-        for name, path in models_at_hand(backend, os.environ, Path.home())
-        if name not in own and str(path.resolve()) not in files
-    ]
+    others = [name for name, path in installed if name not in own and str(path.resolve()) not in files]
     if not others:
         return drafts, ()
     named = f"{', '.join(sorted(others)[:3])}{' …' if len(others) > 3 else ''}"

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from velollm.autopilot.drafting import drafts_for
 from velollm.autopilot.order import Cockpit, Course
-from velollm.autopilot.trial import fit_together, fresh_log, make_room
+from velollm.autopilot.trial import fit_together, free_bytes, fresh_log, make_room, run_arms
 from velollm.backends.base import Backend, RunningServer
 from velollm.backends.embedded import EmbeddedBackend
 from velollm.backends.llamacpp import LlamaCppBackend
 from velollm.backends.ollama import OllamaBackend
 from velollm.bench.design import Design
-from velollm.bench.run import Arm, Budget, run_bench
+from velollm.bench.run import Budget
 from velollm.bench.stats import Ratio, compare_arms
 from velollm.bench.workload import load_workload
 from velollm.errors import VeloError
@@ -97,16 +97,15 @@ def subject_of(course: Course) -> Subject | None:
 
 def engine_of(backend: Backend) -> str:
     """An engine's build, as one line."""
-    if isinstance(backend, OllamaBackend):
-        return f"ollama {backend.version or 'unknown'}"
-    if isinstance(backend, EmbeddedBackend):
-        return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     if isinstance(backend, LlamaCppBackend):
         return _llama_version(backend.binary)
-    return backend.name
+    name = "xllamacpp" if isinstance(backend, EmbeddedBackend) else backend.name
+    return f"{name} {backend.engine_version('') or 'unknown'}"
 
 
+@cache
 def _llama_version(binary: str) -> str:
+    """What the program itself says; asked once, as a run asks for it several times."""
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=_VERSION_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -146,6 +145,12 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
     objective = objective_of(plan.profile, workload)
     subject = subject_of(course)
     drafts, notes = drafts_for(course, wish.drafts)
+
+    @cache
+    def fits(items: tuple[tuple[str, KnobValue], ...]) -> bool:
+        # Candidates are listed again for each group, to share out the time.
+        return _fits(facts, dict(items))
+
     ground = Ground(
         facts,
         plan.profile,
@@ -155,9 +160,9 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
         drafts=tuple(str(path) for path in drafts),
         openmp=isinstance(engine, EmbeddedBackend) or facts.os == "windows",
         lossy=wish.lossy,
-        fits=lambda knobs: _fits(facts, knobs),
+        fits=lambda knobs: fits(tuple(knobs.items())),
     )
-    context = base.get("context_tokens")
+    context = _context_of(base)
     # Without GPUs a neighbour is part of the test; its time is kept back.
     busy_s = 0.0 if facts.gpus else min(max(_BUSY_SHARE * budget_s, _LEAST_BUSY_S), _MOST_BUSY_S, budget_s / 3)
 
@@ -175,8 +180,8 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
             workload,
             users=objective.users,
             budget_s=budget_s - busy_s,
-            context_tokens=context if isinstance(context, int) else None,
-            side_by_side=lambda count: fit_together(facts, [dict(base)] * count),
+            context_tokens=context,
+            side_by_side=lambda count: fit_together(facts, [base] * count),
         ) as track,
     ):
         race = run_race(kept or Race(base, base), ground, track, objective, progress=cockpit, keep=keep)
@@ -199,6 +204,11 @@ def starting_point(course: Course) -> dict[str, KnobValue]:
     return knobs
 
 
+def _context_of(knobs: Knobs) -> int | None:
+    context = knobs.get("context_tokens")
+    return context if isinstance(context, int) else None
+
+
 def kept_race(course: Course) -> KeptRace | None:
     """The race that was kept for this course."""
     subject = subject_of(course)
@@ -207,16 +217,14 @@ def kept_race(course: Course) -> KeptRace | None:
 
 def _fits(facts: Facts, knobs: Knobs) -> bool:
     """Would a server with these knobs find memory? Unknown counts as yes: the engine itself then says."""
-    model, memory = facts.model, facts.memory
-    if model is None or memory is None or memory.available_bytes is None:
-        return True
-    needed = estimate_total_bytes(model, knobs)
-    if needed is None:
+    model, free = facts.model, free_bytes(facts.memory)
+    needed = None if model is None else estimate_total_bytes(model, knobs)
+    if free is None or needed is None:
         return True
     draft = knobs.get("draft_model")
     if isinstance(draft, str) and Path(draft).is_file():
         needed += Path(draft).stat().st_size
-    room = memory.available_bytes + sum(gpu.vram_bytes or 0 for gpu in facts.gpus or () if not gpu.unified_memory)
+    room = free + sum(gpu.vram_bytes or 0 for gpu in facts.gpus or () if not gpu.unified_memory)
     return needed <= _MEMORY_SHARE * room
 
 
@@ -224,7 +232,7 @@ def _priced(course: Course, raced: Raced, engine: Backend, budget_s: float, cock
     """What the winner's answers pay for what can change them, against the same setting without it."""
     winner = dict(raced.race.knobs)
     exact = winner | {n: raced.race.start.get(n) for n in raced.race.changed if KNOBS[n].changes_answer}
-    context, facts = winner.get("context_tokens"), course.facts
+    facts = course.facts
     readings: list[Reading] = []
     try:
         text = load_price_text()
@@ -236,7 +244,7 @@ def _priced(course: Course, raced: Raced, engine: Backend, budget_s: float, cock
                         text,
                         budget_s / 2,
                         lambda told: cockpit(1.0, f"price of other answers: {told}"),
-                        context_tokens=context if isinstance(context, int) else None,
+                        context_tokens=_context_of(winner),
                         depths=tuple(readings[0].found) if readings else None,
                     )
                 )
@@ -248,32 +256,22 @@ def _priced(course: Course, raced: Raced, engine: Backend, budget_s: float, cock
 
 def _beside_a_neighbour(course: Course, raced: Raced, engine: Backend, budget_s: float, cockpit: Cockpit) -> Raced:
     """The winner with one core busy, against the default, and against fewer threads."""
-    profile, facts = course.plan.profile, course.facts
+    profile = course.plan.profile
     winner, default = raced.race.knobs, course.plan.defaults
     workload = load_workload(profile.workload).model_copy(update={"beside": "busy process", "turns": 1})
     arms: dict[str, Knobs] = {"default": default, "tuned": winner}
     threads = winner.get("threads")
     if isinstance(threads, int) and threads > 1 and "threads" not in course.plan.pins:
         arms["steady"] = {**winner, "threads": threads - 1}
-    # What a small model is asked must fit the smallest context.
-    contexts = [value for knobs in arms.values() if isinstance(value := knobs.get("context_tokens"), int)]
     metric = "decode" if profile.objective == "aggregate" else OBJECTIVE_METRICS[profile.objective]
-
-    def arm(name: str, knobs: Knobs) -> Arm:
-        return Arm(name, lambda: engine.trial(course.model, knobs, facts, log=fresh_log(course, f"busy-{name}")))
 
     def progress(done: float, text: str, left_s: float) -> None:
         cockpit(done, f"with one core busy: {text}", left_s)
 
     try:
-        result = run_bench(
-            [arm(name, knobs) for name, knobs in arms.items()],
-            workload,
-            Budget(budget_s, quick=True),
-            together=fit_together(facts, [dict(knobs) for knobs in arms.values()]),
-            progress=progress,
-            context_tokens=min(contexts, default=None),
-            design=_BUSY_DESIGN,
+        budget = Budget(budget_s, quick=True)
+        result = run_arms(
+            course, arms, workload, budget, design=_BUSY_DESIGN, progress=progress, engine=engine, logs="busy-"
         )
     except VeloError as error:
         return replace(raced, notes=(*raced.notes, f"not measured with a neighbour: {error.message}"))
@@ -294,8 +292,3 @@ def _idle_ratio(raced: Raced, steady: Knobs) -> Ratio | None:
     if tried is None or tried.ratio is None:
         return None
     return Ratio(tried.ratio, tried.low, tried.high, "no difference", tried.rounds)
-
-
-def values_of(race: Race) -> dict[str, KnobValue]:
-    """What a plan has to take over of a race: all that differs from its start, where a plan may set it."""
-    return {name: value for name, value in race.changed.items() if name in KNOBS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,18 +12,20 @@ from velollm.autopilot.keeping import keep_result
 from velollm.autopilot.made import note_of
 from velollm.autopilot.meter import MachineMeter
 from velollm.autopilot.order import Cockpit, Course
+from velollm.backends.base import Backend
 from velollm.backends.ollama import OllamaBackend, uses_gpus
 from velollm.backends.stamp import engine_stamp
-from velollm.bench.design import FLIGHT
+from velollm.bench.conditions import Machine
+from velollm.bench.design import FLIGHT, Design
 from velollm.bench.result import BenchResult
-from velollm.bench.run import Arm, Budget, OverBudgetError, run_bench
-from velollm.bench.workload import load_workload
+from velollm.bench.run import Arm, BenchProgress, Budget, OverBudgetError, run_bench
+from velollm.bench.workload import Workload, load_workload
 from velollm.config import ensure_dir
 from velollm.errors import VeloError
 from velollm.estimate.arithmetic import calculate
 from velollm.estimate.kept import keep_measured, uncorrected
-from velollm.facts import Facts
-from velollm.knobs import Knobs, KnobValue
+from velollm.facts import Facts, MemoryFacts
+from velollm.knobs import Knobs
 from velollm.models.memory import estimate_total_bytes
 from velollm.plan import Plan, without_speed_knobs
 from velollm.tune.keep import decide, decide_raced
@@ -53,21 +55,13 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float, depth
     if course.current is not None and dict(course.current) != arms["default"]:
         arms["current"] = dict(course.current)
     arms["tuned"] = plan.knobs
-
-    contexts = [c for knobs in arms.values() if isinstance(c := knobs.get("context_tokens"), int)]
-
-    def arm(name: str, knobs: Knobs) -> Arm:
-        log = fresh_log(course, name)
-        return Arm(name, lambda: course.backend.trial(course.model, knobs, course.facts, log=log))
-
-    result = run_bench(
-        [arm(name, knobs) for name, knobs in arms.items()],
+    result = run_arms(
+        course,
+        arms,
         load_workload(plan.profile.workload),
         Budget(budget_s, quick=course.order.quick),
-        together=fit_together(course.facts, list(arms.values())),
-        progress=cockpit,
-        context_tokens=min(contexts, default=None),
         design=replace(FLIGHT, depth_tokens=depth_tokens),
+        progress=cockpit,
         machine=MachineMeter(),
     )
     result = replace(result, notes=(*note_of(course.facts.model), *result.notes))
@@ -75,6 +69,47 @@ def compare(course: Course, plan: Plan, cockpit: Cockpit, budget_s: float, depth
     for name, knobs in arms.items():
         _keep_memory(course, knobs, _log_path(course, name))
     return result
+
+
+def run_arms(
+    course: Course,
+    arms: Mapping[str, Knobs],
+    workload: Workload,
+    budget: Budget,
+    *,
+    design: Design,
+    progress: BenchProgress,
+    engine: Backend | None = None,
+    logs: str = "",
+    machine: Machine | None = None,
+) -> BenchResult:
+    """Measure settings of the course's model on private servers, side by side where they fit.
+
+    ``engine``: what runs them, the course's own backend where it is None. ``logs`` begins the names of their logs.
+    """
+    backend = engine or course.backend
+    contexts = [c for knobs in arms.values() if isinstance(c := knobs.get("context_tokens"), int)]
+
+    def arm(name: str, knobs: Knobs) -> Arm:
+        log = fresh_log(course, f"{logs}{name}")
+        return Arm(name, lambda: backend.trial(course.model, knobs, course.facts, log=log))
+
+    return run_bench(
+        [arm(name, knobs) for name, knobs in arms.items()],
+        workload,
+        budget,
+        together=fit_together(course.facts, list(arms.values())),
+        progress=progress,
+        context_tokens=min(contexts, default=None),  # what is asked must fit the smallest
+        design=design,
+        machine=machine,
+    )
+
+
+def baselines_of(course: Course) -> dict[str, Knobs]:
+    """What a plan must not be slower than, by arm: the engine's default, and what is set now."""
+    found = {"default": course.plan.defaults}
+    return found if course.current is None else {**found, "current": course.current}
 
 
 def why_as_it_runs(course: Course) -> str | None:
@@ -110,14 +145,20 @@ def fresh_log(course: Course, name: str) -> Path:
     return log
 
 
-def fit_together(facts: Facts, arms: list[dict[str, KnobValue]]) -> bool:
+def free_bytes(memory: MemoryFacts | None) -> int | None:
+    """Main memory that is available, within the limit of a container; None where it is unknown."""
+    if memory is None or memory.available_bytes is None:
+        return None
+    if memory.limit_bytes is None:
+        return memory.available_bytes
+    return min(memory.available_bytes, memory.limit_bytes - (memory.limit_used_bytes or 0))
+
+
+def fit_together(facts: Facts, arms: Sequence[Knobs]) -> bool:
     """May the servers be up side by side? Only without a GPU to share, and with memory to spare."""
-    memory, model = facts.memory, facts.model
-    if facts.gpus or memory is None or memory.available_bytes is None or model is None:
+    free, model = free_bytes(facts.memory), facts.model
+    if facts.gpus or free is None or model is None:
         return False
-    free = memory.available_bytes
-    if memory.limit_bytes is not None:
-        free = min(free, memory.limit_bytes - (memory.limit_used_bytes or 0))
     total = 0
     for knobs in arms:
         if (needed := estimate_total_bytes(model, knobs)) is None:
@@ -132,9 +173,7 @@ def try_plan(course: Course, cockpit: Cockpit, *, spent_s: float = 0.0, raced: b
     ``spent_s`` of the budget are gone. ``raced``: the plan holds what a race has found, so what that was about counts.
     """
     began_s = time.monotonic() - spent_s
-    baselines: dict[str, Knobs] = {"default": course.plan.defaults}
-    if course.current is not None:
-        baselines["current"] = course.current
+    baselines = baselines_of(course)
     bare = without_speed_knobs(course.plan, course.facts, course.backend)
     total_s = course.order.budget_s
     second_s = total_s * _SECOND_TRIAL_SHARE if bare.knobs != course.plan.knobs and bare.changes else 0.0

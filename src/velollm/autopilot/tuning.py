@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from velollm.autopilot.chart import chart
 from velollm.autopilot.order import Cockpit, Course, Order
-from velollm.autopilot.racing import Raced, RaceWish, kept_race, race_around, subject_of, values_of
-from velollm.autopilot.trial import compare, make_room, why_as_it_runs
+from velollm.autopilot.racing import Raced, RaceWish, kept_race, race_around, subject_of
+from velollm.autopilot.trial import baselines_of, compare, make_room, why_as_it_runs
 from velollm.bench.result import BenchResult
-from velollm.bench.run import OverBudgetError
 from velollm.bench.stats import compare_arms
 from velollm.errors import UsageError, VeloError
 from velollm.knobs import KNOBS, Knobs
@@ -66,12 +64,11 @@ def tune(order: Order, wish: RaceWish, cockpit: Cockpit) -> Tuning:
         return _taken_over(course, earlier)
     _say_what_changed(course, earlier, cockpit)
     began_s = time.monotonic()
-    going_on = earlier.race if wish.resume and earlier is not None else None
-    raced = race_around(course, wish, cockpit, order.budget_s * _RACE_SHARE, _awake(going_on))
+    going_on = replace(earlier.race, interrupted=False) if wish.resume and earlier is not None else None
+    raced = race_around(course, wish, cockpit, order.budget_s * _RACE_SHARE, going_on)
     for note in raced.notes:
         cockpit.note(f"{note[:1].upper()}{note[1:]}.")
-    plan = with_raced(course.plan, values_of(raced.race), _reason(raced), course.facts, course.backend)
-    tuning = Tuning(course, plan, raced.race, raced, None)
+    tuning = Tuning(course, _with(course, raced.race.changed, _reason(raced)).plan, raced.race, raced, None)
     if raced.race.interrupted:
         return replace(tuning, reason="interrupted: this led, and is not confirmed; --resume goes on")
     return _confirmed(tuning, cockpit, max(order.budget_s - (time.monotonic() - began_s), _LEAST_CONFIRM_S))
@@ -80,7 +77,7 @@ def tune(order: Order, wish: RaceWish, cockpit: Cockpit) -> Tuning:
 def _confirmed(tuning: Tuning, cockpit: Cockpit, left_s: float) -> Tuning:
     """The winner against the default and what is set now, on the backend itself."""
     course, plan = tuning.course, tuning.plan
-    baselines = _baselines(course)
+    baselines = baselines_of(course)
     with make_room(course, cockpit):
         short = compare(course, plan, cockpit, left_s * (1 - _DEEP_SHARE))
         deep, cut = _measure_deep(course, plan, short, cockpit, left_s * _DEEP_SHARE)
@@ -115,7 +112,7 @@ def _measure_deep(
         return None, "A long conversation was not measured: reading one takes more time than is left (--budget 10m)."
     try:
         return compare(course, plan, cockpit, budget_s, depth), None
-    except (OverBudgetError, VeloError) as error:
+    except VeloError as error:
         return None, f"A long conversation was not measured: {error.message}."
 
 
@@ -143,7 +140,7 @@ def raced_course(course: Course, cockpit: Cockpit, budget_s: float) -> tuple[Cou
     earlier = kept_race(course)
     if earlier is not None and earlier.is_final:
         cockpit.note(f"Taking over the race of {earlier.taken_at} for this model, engine and machine.")
-        return _with(course, earlier.knobs, f"won the race of {earlier.taken_at[:10]}"), None
+        return _with(course, earlier.knobs, _reason_of_kept(earlier)), None
     if budget_s < LEAST_FLIGHT_S or why_as_it_runs(course):
         return course, None
     _say_what_changed(course, earlier, cockpit)
@@ -153,11 +150,10 @@ def raced_course(course: Course, cockpit: Cockpit, budget_s: float) -> tuple[Cou
     if not raced.holds:
         cockpit.note("What won alone is slower with one core busy, so it is left out: `velollm tune` shows both.")
         return course, raced
-    return _with(course, values_of(raced.race), _reason(raced)), raced
+    return _with(course, raced.race.changed, _reason(raced)), raced
 
 
 def _with(course: Course, values: Knobs, reason: str) -> Course:
-    values = {name: value for name, value in values.items() if name in course.backend.knobs}
     return replace(course, plan=with_raced(course.plan, values, reason, course.facts, course.backend))
 
 
@@ -165,8 +161,12 @@ def _reason(raced: Raced) -> str:
     return f"won the race on {raced.engine}"
 
 
+def _reason_of_kept(kept: KeptRace) -> str:
+    return f"won the race of {kept.taken_at[:10]}"
+
+
 def _taken_over(course: Course, kept: KeptRace) -> Tuning:
-    plan = with_raced(course.plan, kept.knobs, f"won the race of {kept.taken_at[:10]}", course.facts, course.backend)
+    plan = _with(course, kept.knobs, _reason_of_kept(kept)).plan
     assert kept.confirmed is not None
     reason = f"{kept.confirmed.metric}: {kept.confirmed.verdict} than the default when it was confirmed"
     return Tuning(course, plan, kept.race, None, kept, reason=reason, advised=bool(kept.knobs) and bool(plan.changes))
@@ -180,14 +180,3 @@ def _say_what_changed(course: Course, kept: KeptRace | None, cockpit: Cockpit) -
     last = last_race(course.order.paths.data, subject.model, subject.profile)
     if last is not None and (why := what_changed(last.subject, subject)):
         cockpit.note(f"The race of {last.taken_at} no longer holds: {why}. Racing anew.")
-
-
-def _awake(race: Race | None) -> Race | None:
-    return None if race is None else replace(race, interrupted=False)
-
-
-def _baselines(course: Course) -> Mapping[str, Knobs]:
-    found: dict[str, Knobs] = {"default": course.plan.defaults}
-    if course.current is not None:
-        found["current"] = course.current
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Literal
 
 from velollm.bench.samples import Sample
@@ -98,16 +99,16 @@ def differences(ours: Sequence[float | None], theirs: Sequence[float | None]) ->
     return [a - b for a, b in pairs if a is not None and b is not None]
 
 
-def median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else -math.inf
+def middle(values: Sequence[float]) -> float:
+    """The median; below all others where there is nothing."""
+    return median(values) if values else -math.inf
 
 
 def may_win(runner: Runner, base: Runner, found: Judgement) -> bool:
     """Guessing has to be surely better, and to make decode quicker too, not only the whole turn."""
     if runner.candidate.values.get("speculation", "none") == "none":
         return True
-    return found.standing == "better" and median(differences(runner.decodes, base.decodes)) > 0
+    return found.standing == "better" and middle(differences(runner.decodes, base.decodes)) > 0
 
 
 def place_of(runner: Runner, found: Judgement, winner: Runner | None, able: Sequence[Runner]) -> tuple[Place, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from velollm.bench.stats import student_t
@@ -68,7 +69,7 @@ def judge(differences: Sequence[float], noise: Noise) -> Judgement:
     if count < _LEAST_ROUNDS:
         return Judgement("open", math.exp(differences[0]) if count else None, rounds=count)
     ordered = sorted(differences)
-    middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+    middle = median(ordered)
     mean = sum(differences) / count
     squares = noise.squares / noise.freedom * _PRIOR_ROUNDS + sum((value - mean) ** 2 for value in differences)
     freedom = _PRIOR_ROUNDS + count - 1

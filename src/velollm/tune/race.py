@@ -19,7 +19,7 @@ from velollm.tune.heat import (
     Tried,
     differences,
     may_win,
-    median,
+    middle,
     place_of,
     tried_as,
 )
@@ -254,7 +254,7 @@ class _Racer:
 
     def _drop(self, group: str, heat: Heat, found: Mapping[str, list[Sample] | None]) -> None:
         """Those that failed, and those that are surely beaten, leave the heat."""
-        best = max(heat.alive, key=lambda r: median(differences(r.scores, heat.base.scores)), default=None)
+        best = max(heat.alive, key=lambda r: middle(differences(r.scores, heat.base.scores)), default=None)
         for runner in list(heat.alive):
             judgement = self._judge(runner, heat)
             beaten = judgement.standing == "worse"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 
 from velollm.backends.base import RunningServer
 from velollm.bench.contender import Arm, Contender, Timer, Turn
@@ -176,8 +175,7 @@ class Track:
             answer = min(answer, max(room // 2, 1))
             prompt = min(prompt, max(room - answer, 1))
         crowd = (self._users,) if self._users else ()
-        sizes = Sizes(0, 1, prompt, answer, max(4.0, 2 * sample_s), len(crowd), prompt, answer, levels=crowd)
-        return replace(sizes, fewest_tokens=4)
+        return Sizes(0, 1, prompt, answer, max(4.0, 2 * sample_s), len(crowd), prompt, answer, levels=crowd)
 
 
 def reason_of(error: VeloError) -> str:

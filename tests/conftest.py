@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.fake_ollama import FakeOllama, fake_ollama
+from velollm.models.synthetic import TINY, ensure_model
 
 # A fresh clone has no cache of unicode tables, and the first draw of a text is slow.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,6 +24,12 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     for name in ("OLLAMA_HOST", "OLLAMA_MODELS"):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small made model, to be read only."""
+    return ensure_model(TINY, tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture

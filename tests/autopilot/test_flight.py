@@ -20,7 +20,7 @@ from velollm.bench.samples import METRICS
 from velollm.config import Paths, user_paths
 from velollm.estimate.kept import find_kept
 from velollm.facts import Facts
-from velollm.models.synthetic import TINY, ensure_model
+from velollm.models.synthetic import TINY
 from velollm.probe.machine import probe_machine
 
 pytestmark = pytest.mark.flight
@@ -47,11 +47,6 @@ class Passenger:
 
     def ask(self, question: str) -> bool:
         raise AssertionError(f"nobody is there to answer {question!r}")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_model(TINY, tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture

@@ -15,14 +15,8 @@ from velollm.autopilot.tuning import raced_course
 from velollm.config import user_paths
 from velollm.errors import UsageError, VeloError
 from velollm.knobs import KNOBS
-from velollm.models.synthetic import TINY, ensure_model
 
 WISH = RaceWish(knobs=frozenset({"batch", "ubatch", "repack"}))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_model(TINY, tmp_path_factory.mktemp("made"))
 
 
 def order(model: Path, budget_s: float = 30.0) -> Order:

@@ -27,14 +27,8 @@ from velollm.config import user_paths
 from velollm.errors import VeloError
 from velollm.facts import Facts
 from velollm.knobs import Knobs
-from velollm.models.synthetic import TINY, ensure_model
 
 FLAGS = ("--backend", "embedded", "--set", "context_tokens=2048", "--set", "threads=1")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_model(TINY, tmp_path_factory.mktemp("made"))
 
 
 def stray_engines() -> list[psutil.Process]:

@@ -14,15 +14,9 @@ from tests.fake_ollama import FakeOllama
 from tests.models.files import write_gguf
 from tests.program import document, one_error, run_cli
 from tests.shared import shared_dir
-from velollm.models.synthetic import TINY, ensure_model
 from velollm.units import GIB
 
 PARTS = ("weights", "repack", "kv", "recurrent", "compute", "output", "draft", "picture")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_model(TINY, tmp_path_factory.mktemp("made"))
 
 
 def estimated(*arguments: str) -> dict[str, Any]:

@@ -42,11 +42,6 @@ def run_engine(model: Path, texts: list[str] | None = None, **changes: Any) -> t
     return json.loads(done.stdout), parse_buffers(done.stderr)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_model(TINY, tmp_path_factory.mktemp("made"))
-
-
 def test_a_made_model_tokenizes_any_text_and_writes_varied_text(tiny: Path) -> None:
     answer, buffers = run_engine(tiny, TEXTS)
     assert answer["back"] == TEXTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from velollm.autopilot.drafting import drafts_for
 from velollm.autopilot.order import Cockpit, Course
+from velollm.autopilot.pricing import Stand, measure_prices
+from velollm.autopilot.quantized import measure_smaller, note_of_none, smaller_files
 from velollm.autopilot.trial import fit_together, free_bytes, fresh_log, make_room, run_arms
 from velollm.backends.base import Backend, RunningServer
 from velollm.backends.embedded import EmbeddedBackend
@@ -26,9 +29,9 @@ from velollm.knobs import KNOBS, Knobs, KnobValue
 from velollm.models.memory import estimate_total_bytes
 from velollm.tune.candidates import Ground
 from velollm.tune.heat import Race
-from velollm.tune.keep import OBJECTIVE_METRICS
+from velollm.tune.keep import measured_metric
 from velollm.tune.objective import objective_of
-from velollm.tune.price import Price, Reading, load_price_text, price_of, read_text
+from velollm.tune.price import OtherFile, Price
 from velollm.tune.race import run_race
 from velollm.tune.record import KeptRace, Subject, find_race, keep_race, machine_of
 from velollm.tune.track import Track
@@ -38,6 +41,7 @@ _BUSY_SHARE = 0.18
 _LEAST_BUSY_S, _MOST_BUSY_S = 8.0, 40.0
 _STEADIER = 1.5
 _PRICE_SHARE, _LEAST_PRICE_S = 0.15, 20.0
+_FILES_SHARE, _LEAST_FILES_S = 0.35, 40.0
 _VERSION_S = 10.0
 _BUSY_DESIGN = Design(levels=())
 
@@ -71,7 +75,7 @@ class Raced:
     """A race and what came with it. ``holds``: with a neighbour busy the winner is not proved slower than the default.
 
     ``busy``: that ratio, None where it was not measured; ``trade``: what is steadier there; ``price``: what the answers
-    pay, where something won that can change them.
+    pay, where something won that can change them; ``smaller``: what smaller files of the model would bring.
     """
 
     race: Race
@@ -79,6 +83,7 @@ class Raced:
     busy: Ratio | None = None
     trade: Trade | None = None
     price: Price | None = None
+    smaller: tuple[OtherFile, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -166,6 +171,12 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
     # Without GPUs a neighbour is part of the test; its time is kept back.
     busy_s = 0.0 if facts.gpus else min(max(_BUSY_SHARE * budget_s, _LEAST_BUSY_S), _MOST_BUSY_S, budget_s / 3)
 
+    # A file is no knob, so one who names the knobs does not ask for it.
+    files = smaller_files(course) if wish.lossy and wish.knobs is None else []
+    files_s = min(max(_FILES_SHARE * budget_s, _LEAST_FILES_S), budget_s / 2) if files else 0.0
+    if wish.lossy and wish.knobs is None and not files and (hint := note_of_none(course)):
+        notes = (*notes, hint)
+
     def start(name: str, knobs: Knobs) -> AbstractContextManager[RunningServer]:
         return engine.trial(course.model, knobs, facts, log=fresh_log(course, f"race-{name}"))
 
@@ -179,7 +190,7 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
             start,
             workload,
             users=objective.users,
-            budget_s=budget_s - busy_s,
+            budget_s=budget_s - busy_s - files_s,
             context_tokens=context,
             side_by_side=lambda count: fit_together(facts, [base] * count),
         ) as track,
@@ -189,6 +200,8 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
     raced = Raced(race, engine_of(engine), notes=notes)
     if race.interrupted:
         return raced
+    if files:
+        raced = _with_smaller(course, raced, files, engine, files_s, cockpit)
     if any(KNOBS[name].changes_answer for name in race.changed):
         raced = _priced(course, raced, engine, max(_PRICE_SHARE * budget_s, _LEAST_PRICE_S), cockpit)
     if not busy_s:
@@ -232,26 +245,24 @@ def _priced(course: Course, raced: Raced, engine: Backend, budget_s: float, cock
     """What the winner's answers pay for what can change them, against the same setting without it."""
     winner = dict(raced.race.knobs)
     exact = winner | {n: raced.race.start.get(n) for n in raced.race.changed if KNOBS[n].changes_answer}
-    facts = course.facts
-    readings: list[Reading] = []
+    stands = [Stand(name, course.model, k, course.facts) for name, k in (("exact", exact), ("lossy", winner))]
     try:
-        text = load_price_text()
-        for name, knobs in (("exact", exact), ("lossy", winner)):
-            with engine.trial(course.model, knobs, facts, log=fresh_log(course, f"price-{name}")) as server:
-                readings.append(
-                    read_text(
-                        server,
-                        text,
-                        budget_s / 2,
-                        lambda told: cockpit(1.0, f"price of other answers: {told}"),
-                        context_tokens=_context_of(winner),
-                        depths=tuple(readings[0].found) if readings else None,
-                    )
-                )
-        made = facts.model is not None and facts.model.made is not None
-        return replace(raced, price=price_of(*readings, made=made))
+        (price,) = measure_prices(course, engine, stands, budget_s, cockpit)
     except VeloError as error:
         return replace(raced, notes=(*raced.notes, f"the price could not be measured: {error.message}"))
+    return replace(raced, price=price)
+
+
+def _with_smaller(
+    course: Course, raced: Raced, files: Sequence[Stand], engine: Backend, budget_s: float, cockpit: Cockpit
+) -> Raced:
+    """What smaller files of the model would bring, with the knobs that won."""
+    try:
+        with make_room(course, cockpit):
+            found = measure_smaller(course, engine, files, raced.race.knobs, budget_s, cockpit)
+    except VeloError as error:
+        return replace(raced, notes=(*raced.notes, f"smaller files of the model were not measured: {error.message}"))
+    return replace(raced, smaller=tuple(found))
 
 
 def _beside_a_neighbour(course: Course, raced: Raced, engine: Backend, budget_s: float, cockpit: Cockpit) -> Raced:
@@ -263,7 +274,6 @@ def _beside_a_neighbour(course: Course, raced: Raced, engine: Backend, budget_s:
     threads = winner.get("threads")
     if isinstance(threads, int) and threads > 1 and "threads" not in course.plan.pins:
         arms["steady"] = {**winner, "threads": threads - 1}
-    metric = "decode" if profile.objective == "aggregate" else OBJECTIVE_METRICS[profile.objective]
 
     def progress(done: float, text: str, left_s: float) -> None:
         cockpit(done, f"with one core busy: {text}", left_s)
@@ -275,8 +285,7 @@ def _beside_a_neighbour(course: Course, raced: Raced, engine: Backend, budget_s:
         )
     except VeloError as error:
         return replace(raced, notes=(*raced.notes, f"not measured with a neighbour: {error.message}"))
-    if not any(sample.turn_s for sample in result.runs):
-        metric = "decode"
+    metric = measured_metric(profile.objective, result.runs)
     busy = compare_arms(result.runs, "default", "tuned", metric)
     trade = None
     if "steady" in arms:

@@ -12,7 +12,7 @@ from velollm.autopilot.keeping import keep_result
 from velollm.autopilot.made import note_of
 from velollm.autopilot.meter import MachineMeter
 from velollm.autopilot.order import Cockpit, Course
-from velollm.backends.base import Backend
+from velollm.backends.base import Backend, ModelRef
 from velollm.backends.ollama import OllamaBackend, uses_gpus
 from velollm.backends.stamp import engine_stamp
 from velollm.bench.conditions import Machine
@@ -82,17 +82,20 @@ def run_arms(
     engine: Backend | None = None,
     logs: str = "",
     machine: Machine | None = None,
+    files: Mapping[str, tuple[ModelRef, Facts]] | None = None,
 ) -> BenchResult:
     """Measure settings of the course's model on private servers, side by side where they fit.
 
     ``engine``: what runs them, the course's own backend where it is None. ``logs`` begins the names of their logs.
+    ``files``: arms that run another, smaller file of the model, with the facts of that.
     """
     backend = engine or course.backend
     contexts = [c for knobs in arms.values() if isinstance(c := knobs.get("context_tokens"), int)]
 
     def arm(name: str, knobs: Knobs) -> Arm:
         log = fresh_log(course, f"{logs}{name}")
-        return Arm(name, lambda: backend.trial(course.model, knobs, course.facts, log=log))
+        model, facts = (files or {}).get(name, (course.model, course.facts))
+        return Arm(name, lambda: backend.trial(model, knobs, facts, log=log))
 
     return run_bench(
         [arm(name, knobs) for name, knobs in arms.items()],

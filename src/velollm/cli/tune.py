@@ -45,7 +45,7 @@ def command(
     ] = None,
     allow_quality_loss: Annotated[
         bool,
-        typer.Option("--allow-quality-loss", help="Also race what can change answers, and show its measured price."),
+        typer.Option("--allow-quality-loss", help="Also try what can change answers (KV types, smaller files of the model), with its price."),
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished race; a finished one that holds is shown.")
@@ -107,7 +107,7 @@ def _print(tuning: Tuning) -> None:
 
 def _print_neighbour(tuning: Tuning) -> None:
     from velollm.knobs import KNOBS
-    from velollm.report.price import render_price
+    from velollm.report.price import render_price, render_smaller
     from velollm.report.race_text import render_values
 
     raced, out = tuning.raced, console()
@@ -117,6 +117,8 @@ def _print_neighbour(tuning: Tuning) -> None:
         changed = {name: value for name, value in tuning.race.changed.items() if KNOBS[name].changes_answer}
         for line in render_price(render_values(changed), raced.price):
             out.print(line, soft_wrap=True)
+    for line in [line for file in raced.smaller for line in render_smaller(file)]:
+        out.print(line, soft_wrap=True)
     if raced.busy is not None and raced.busy.estimate is not None:
         out.print(f"With one core busy: {raced.busy.estimate:.2f}x of the default ({raced.busy.verdict}).")
     if (trade := raced.trade) is not None:
@@ -143,6 +145,7 @@ def _document(tuning: Tuning) -> dict[str, Any]:
         "busy": asdict(raced.busy) if raced and raced.busy else None,
         "trade": None if trade is None else {**asdict(trade), "knobs": dict(trade.knobs)},
         "price": asdict(raced.price) if raced and raced.price else None,
+        "smaller_files": [asdict(file) for file in raced.smaller] if raced else [],
         "notes": list(raced.notes) if raced else [],
         "confirmed": result_fields(tuning.short) if tuning.short else None,
         "confirmed_deep": result_fields(tuning.deep) if tuning.deep else None,

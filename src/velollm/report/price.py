@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from velollm.tune.price import Price
+from velollm.tune.keep import METRIC_WORDS
+from velollm.tune.price import OtherFile, Price
 
 
 def render_price(setting: str, price: Price) -> list[str]:
@@ -19,6 +20,19 @@ def render_price(setting: str, price: Price) -> list[str]:
     if price.binned_share >= 0.001:
         lines.append(f"  a lower bound: {price.binned_share:.1%} of the probability lies on tokens not told apart")
     return [*lines, *(f"  {note}" for note in price.notes)]
+
+
+def render_smaller(file: OtherFile) -> list[str]:
+    """Lines for a smaller file of the model: how much faster, how much less memory, and its price."""
+    speed = file.speed
+    if speed.estimate is None:
+        gain = "not measured"
+    else:
+        span = "" if speed.low is None or speed.high is None else f", 95% {speed.low:.2f}-{speed.high:.2f}"
+        gain = f"{METRIC_WORDS[file.metric]} {speed.estimate:.2f}x as fast ({speed.verdict}{span})"
+    memory = "" if file.memory_share is None else f", {file.memory_share:.0%} of the memory"
+    first = f"The same model in {file.file_type or 'another format'}, {file.name}: {gain}{memory}."
+    return [first, *render_price(file.file_type or file.name, file.price), f"To use it: velollm optimize {file.name}"]
 
 
 def _perplexity(price: Price) -> str:

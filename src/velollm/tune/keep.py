@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from velollm.bench.result import BenchResult
+from velollm.bench.samples import Sample, metric_of, value_of
 from velollm.bench.stats import Ratio, compare_arms
 from velollm.knobs import Knobs
 from velollm.plan import Plan, is_for_speed
@@ -20,6 +21,12 @@ METRIC_WORDS = {
     "turn": "a whole turn",
 }
 OBJECTIVE_METRICS = {"turn": "turn", "aggregate": "aggregate_4"}
+
+
+def measured_metric(objective: str, samples: Iterable[Sample]) -> str:
+    """The metric of a profile's objective, where some sample has it; else decode, which all have."""
+    metric = OBJECTIVE_METRICS[objective]
+    return metric if any(value_of(sample, metric_of(metric)) for sample in samples) else "decode"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from velollm.backends.base import NextToken, Progress, RunningServer
+from velollm.bench.stats import Ratio
 from velollm.config import data_dir
 from velollm.errors import VeloError
 
@@ -55,6 +56,22 @@ class Price:
     notes: tuple[str, ...] = ()
     depth_tokens: int = 0
     binned_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class OtherFile:
+    """A smaller file of the same model, with the knobs that won, against the model's own file with them.
+
+    ``speed``: ratio of ``metric``, the profile's own figure; above 1 is faster. ``memory_share``: bytes that a server
+    needs with it over those with the own one, by arithmetic.
+    """
+
+    name: str
+    file_type: str | None
+    memory_share: float | None
+    metric: str
+    speed: Ratio
+    price: Price
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,7 @@ from velollm.models.synthetic import SHAPE_1B, Recipe, ensure_model
 from velollm.probe.machine import probe_machine
 
 ROUNDS = 4
+SHORT, LONG = 16, 100
 REPEATING = Recipe("q4_0", succession=Succession(0.995, 97, None, 1))
 UNPREDICTABLE = Recipe("q4_0")
 
@@ -168,29 +170,49 @@ def neighbour(server: OllamaServer, number: int) -> dict[str, float]:
 
 
 def first_tokens(bench: Bench, model: str, path: Path) -> dict[str, Any]:
-    """TTFT of a cold load, of a new prompt, and of one whose beginning is in the cache; and what Ollama says of it."""
+    """TTFT by where the model is: on the disk, in the page cache, loaded; and with the prompt in the cache.
+
+    For a question of `SHORT` tokens and one of `LONG`; besides, what Ollama says of the prefill of a cached prompt.
+    """
     rounds: list[dict[str, float]] = []
     with bench.server(model, path, {}) as server:
         book = RequestBook(load_workload("chat"), 4)
+        sizes = {"short": SHORT, "long": LONG}
         # All of them first: a server without a model counts no tokens.
-        prompts = [[book.request(server, number, user, 100).prompt for user in range(2)] for number in range(ROUNDS)]
+        prompts = {
+            (number, name): [book.request(server, number, user + 10 * place, tokens).prompt for user in range(3)]
+            for number in range(ROUNDS)
+            for place, (name, tokens) in enumerate(sizes.items())
+        }
         for number in range(ROUNDS):
-            assert server.unload()
-            cold = one_answer(server, prompts[number][0], 4, 1)
-            warm = one_answer(server, prompts[number][1], 4, 1)
-            cached = one_answer(server, prompts[number][1], 4, 1)
+            found: dict[str, float] = {}
+            for name in sizes:
+                disk, cold, warm = prompts[number, name]
+                assert server.unload()
+                forget(path)
+                found[f"disk_{name}_s"] = one_answer(server, disk, 4, 1).ttft_s or 0.0
+                assert server.unload()
+                found[f"cold_{name}_s"] = one_answer(server, cold, 4, 1).ttft_s or 0.0
+                found[f"warm_{name}_s"] = one_answer(server, warm, 4, 1).ttft_s or 0.0
+                cached = one_answer(server, warm, 4, 1)
+                found[f"cached_{name}_s"] = cached.ttft_s or 0.0
             told = (cached.fresh_prompt_tokens or 0) / cached.prompt_s if cached.prompt_s else 0.0
-            rounds.append(
-                {
-                    "cold_s": cold.ttft_s or 0.0,
-                    "warm_s": warm.ttft_s or 0.0,
-                    "cached_s": cached.ttft_s or 0.0,
-                    "cached_prefill_as_told_tokens_per_s": told,
-                }
-            )
+            rounds.append({**found, "cached_prefill_as_told_tokens_per_s": told})
     medians = {name: asdict(median_interval([r[name] for r in rounds])) for name in rounds[0]}
-    warm_against_cold = ratio_of_rounds([([r["cold_s"]], r["warm_s"]) for r in rounds], higher_is_better=False)
-    return {"rounds": rounds, "medians": medians, "ratios": {"warm_for_cold": asdict(warm_against_cold)}}
+    ratios = {
+        f"warm_for_{place}_{name}": asdict(
+            ratio_of_rounds([([r[f"{place}_{name}_s"]], r[f"warm_{name}_s"]) for r in rounds], higher_is_better=False)
+        )
+        for name in sizes
+        for place in ("disk", "cold")
+    }
+    return {"rounds": rounds, "medians": medians, "ratios": ratios, "prompt_tokens": sizes}
+
+
+def forget(path: Path) -> None:
+    """The kernel drops what it holds of a file, as if other programs had needed the memory meanwhile."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main() -> None:

@@ -262,10 +262,10 @@ def started(llama_server: Path, models: Path, setting: Setting) -> Iterator[Runn
     """The arm's server on loopback."""
     path = models / f"{setting.file}.gguf"
     argv = [str(llama_server), "--model", str(path), "--host", "127.0.0.1", "--port", str(free_port())]
-    argv += ["--log-verbosity", "4", *render_flags(setting.knobs)]
-    if setting.draft:
-        argv += ["--spec-type", "draft-simple", "--spec-draft-model", str(models / "draft.gguf")]
-        argv += ["--spec-draft-n-max", str(DRAFTED)]
+    # Threads that wait awake would keep the cores from the draft's.
+    guess: Knobs = {"speculation": "draft-simple", "speculation_tokens": DRAFTED, "polling": 0}
+    drafted: Knobs = {**guess, "draft_model": str(models / "draft.gguf")} if setting.draft else {}
+    argv += ["--log-verbosity", "4", *render_flags({**setting.knobs, **drafted})]
 
     def ready(line: str) -> str | None:
         return (

@@ -61,7 +61,7 @@ FINALISTS, FINAL_ROUNDS = 3, 8
 TUNER_S = 180.0
 TRACK_S = 60.0
 NO_GUESS: dict[str, KnobValue] = {
-    "speculation": "none", "speculation_tokens": None, "speculation_match": None, "draft_model": None
+    "speculation": "none", "speculation_tokens": None, "speculation_match": None, "draft_model": None, "polling": None
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ class Cell:
         guesses.append({**NO_GUESS, "speculation": "ngram-mod", "speculation_tokens": 16, "speculation_match": 8})
         team = self.objective.users > 0
         if self.draft is not None:
-            guesses.append({**NO_GUESS, "speculation": "draft-simple", "speculation_tokens": 3})
+            guesses.append({**NO_GUESS, "speculation": "draft-simple", "speculation_tokens": 3, "polling": 0})
             guesses[-1]["draft_model"] = str(self.draft)
         elif not team:
             guesses.append({**NO_GUESS, "speculation": "ngram-map-k", "speculation_tokens": 16, "speculation_match": 6})

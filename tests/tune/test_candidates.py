@@ -6,7 +6,7 @@ import pytest
 
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs, KnobValue, Profile
-from velollm.tune.candidates import GROUPS, Candidate, Ground, list_candidates, refine
+from velollm.tune.candidates import GROUPS, Candidate, Ground, groups_of, list_candidates, refine
 
 CHAT = Profile("chat", "", 8192, 1, "chat", "decode")
 CODE = replace(CHAT, name="code", speculation=("ngram-mod",))
@@ -77,6 +77,20 @@ def test_text_that_hardly_repeats_gets_the_short_ones_only() -> None:
     assert all(value["speculation_match"] is not None for value in values("speculation"))
     asked = ground(asked=frozenset({"speculation"}))
     assert len(values("speculation", on=asked)) > len(values("speculation"))
+    assert values("speculation", on=asked)[-1]["speculation"] == "ngram-cache"
+
+
+def test_guesses_that_hardly_help_come_last() -> None:
+    assert groups_of(ground())[-1] == "speculation"
+    assert sorted(groups_of(ground())) == sorted(GROUPS)
+    mtp = Facts.model_validate({"model": {"name": "m", "mtp_layers": 1}})
+    for on in (
+        ground(profile=CODE),
+        ground(drafts=("/d.gguf",)),
+        ground(mtp),
+        ground(asked=frozenset({"speculation"})),
+    ):
+        assert groups_of(on) == GROUPS
 
 
 def test_layers_for_guessing_are_tried_where_the_model_has_them() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.errors import UsageError
 from velollm.facts import Facts
 from velollm.knobs import Knobs
@@ -188,9 +189,9 @@ class Backend(ABC):
     def find_model(self, name: str) -> ModelRef:
         """The model of that name. Raises `VeloError` where there is none."""
 
-    @abstractmethod
     def default_knobs(self, facts: Facts) -> Knobs:
-        """What this engine (or the Ollama whose part it plays) would choose here by itself."""
+        """What would be chosen here without us: Ollama's choice, of the knobs that there are."""
+        return {name: value for name, value in ollama_default_knobs(facts).items() if name in self.knobs}
 
     @abstractmethod
     def render(self, knobs: Knobs, facts: Facts) -> tuple[Setting, ...]:

@@ -20,7 +20,6 @@ from velollm.backends.embedded_child import READY
 from velollm.backends.gguf_files import find_gguf
 from velollm.backends.llamaargs import ARG_OF_KNOB, OPENMP_WAIT, render_arg
 from velollm.backends.llamabase import refuse_taken, serving
-from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs
 
@@ -53,9 +52,6 @@ class EmbeddedBackend(Backend):
 
     def find_model(self, name: str) -> ModelRef:
         return find_gguf(name)
-
-    def default_knobs(self, facts: Facts) -> Knobs:
-        return {name: value for name, value in ollama_default_knobs(facts).items() if name in self.knobs}
 
     def render(self, knobs: Knobs, facts: Facts) -> tuple[Setting, ...]:
         defaults = self.default_knobs(facts)

@@ -26,7 +26,6 @@ from velollm.backends.llamaargs import (
     total_context_tokens,
 )
 from velollm.backends.llamabase import refuse_taken, serving
-from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.facts import Facts
 from velollm.knobs import DRAFT_KINDS, KNOBS, Knobs
 
@@ -66,9 +65,6 @@ class LlamaCppBackend(Backend):
 
     def find_model(self, name: str) -> ModelRef:
         return find_gguf(name)
-
-    def default_knobs(self, facts: Facts) -> Knobs:
-        return {name: value for name, value in ollama_default_knobs(facts).items() if name in self.knobs}
 
     def render(self, knobs: Knobs, facts: Facts) -> tuple[Setting, ...]:
         defaults = self.default_knobs(facts)

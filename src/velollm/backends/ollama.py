@@ -11,7 +11,6 @@ from pathlib import Path
 from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Setting
 from velollm.backends.buffers import parse_versions
 from velollm.backends.llamahttp import LlamaHttp
-from velollm.backends.ollama_defaults import ollama_default_knobs
 from velollm.backends.ollama_find import (
     ServerProcess,
     blob_of,
@@ -224,9 +223,6 @@ class OllamaBackend(Backend):
         children = process.children if process is not None else ()
         url = next((found for _, argv in children if (found := child_url(argv))), None)
         yield OllamaServer(self.api, model, {}, child_url=url, pids=lambda: tuple(pid for pid, _ in children))
-
-    def default_knobs(self, facts: Facts) -> Knobs:
-        return {name: value for name, value in ollama_default_knobs(facts).items() if name in self.knobs}
 
     def render(self, knobs: Knobs, facts: Facts) -> tuple[Setting, ...]:
         return render_settings(knobs, self.default_knobs(facts), parse_version(self.version or ""))

@@ -41,9 +41,6 @@ class OpenAiBackend(Backend):
         with contextlib.closing(self._server("")) as server:
             return server.models()
 
-    def default_knobs(self, facts: Facts) -> Knobs:
-        return {}
-
     def render(self, knobs: Knobs, facts: Facts) -> tuple[Setting, ...]:
         return ()
 

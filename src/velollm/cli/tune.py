@@ -45,7 +45,10 @@ def command(
     ] = None,
     allow_quality_loss: Annotated[
         bool,
-        typer.Option("--allow-quality-loss", help="Also try what can change answers (KV types, smaller files of the model), with its price."),
+        typer.Option(
+            "--allow-quality-loss",
+            help="Also try what can change answers (KV types, smaller files of the model), with its price.",
+        ),
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an unfinished race; a finished one that holds is shown.")

@@ -73,6 +73,23 @@ class Ground:
     fits: Callable[[Knobs], bool] = field(default=lambda _: True)
 
 
+def groups_of(ground: Ground) -> tuple[str, ...]:
+    """The groups in the order of the race: guessing comes last where only text could help that hardly repeats."""
+    model = ground.facts.model
+    if _repeats(ground) or ground.drafts or (model is not None and model.mtp_layers):
+        return GROUPS
+    return (*(group for group in GROUPS if group != "speculation"), "speculation")
+
+
+def _repeats(ground: Ground) -> bool:
+    """Does the profile's text repeat itself, or has somebody asked?"""
+    return bool(ground.profile.speculation) or _is_named("speculation", ground)
+
+
+def _is_named(knob: str, ground: Ground) -> bool:
+    return ground.asked is not None and knob in ground.asked
+
+
 def list_candidates(group: str, base: Knobs, ground: Ground) -> tuple[Candidate, ...]:
     """The candidates of one group around ``base``: likelier ones first, none equal to it, none that cannot be set."""
     found: dict[tuple[tuple[str, KnobValue], ...], Candidate] = {}
@@ -179,9 +196,11 @@ def _speculation(base: Knobs, ground: Ground) -> Iterator[Knobs]:
         for tokens in (2, 4):
             yield {**_NO_GUESS, "speculation": "draft-mtp", "speculation_tokens": tokens}
     # Where the profile's text hardly repeats itself, only the short ones can find anything.
-    repeats = bool(ground.profile.speculation) or (ground.asked is not None and "speculation" in ground.asked)
-    for kind, longest, match in _NGRAMS if repeats else [found for found in _NGRAMS if found[2] is not None]:
+    for kind, longest, match in _NGRAMS if _repeats(ground) else [found for found in _NGRAMS if found[2] is not None]:
         yield {**_NO_GUESS, "speculation": kind, "speculation_tokens": longest, "speculation_match": match}
+    # The weakest of them on text that repeats, so only for those who have the time.
+    if _is_named("speculation", ground):
+        yield {**_NO_GUESS, "speculation": "ngram-cache"}
 
 
 def _slots(base: Knobs, ground: Ground) -> Iterator[Knobs]:

@@ -10,7 +10,7 @@ from velollm.bench.run import balanced_order
 from velollm.bench.samples import Sample
 from velollm.errors import VeloError
 from velollm.knobs import Knobs
-from velollm.tune.candidates import GROUPS, Candidate, Ground, list_candidates, refine
+from velollm.tune.candidates import Candidate, Ground, groups_of, list_candidates, refine
 from velollm.tune.heat import (
     LEADER,
     Heat,
@@ -87,7 +87,7 @@ def run_race(
     racer = _Racer(race, ground, course, objective, progress)
     try:
         course.enter(LEADER, race.knobs)
-        for group in GROUPS:
+        for group in racer.groups:
             if group not in racer.race.done:
                 racer.run_group(group)
                 keep(racer.race)
@@ -102,6 +102,7 @@ class _Racer:
         self, race: Race, ground: Ground, course: Course, objective: Objective, progress: RaceProgress | None
     ) -> None:
         self.race = race
+        self.groups = groups_of(ground)
         self._ground = ground
         self._course = course
         self._objective = objective
@@ -125,7 +126,7 @@ class _Racer:
 
     def _allotted_s(self, group: str, weight: float | None = None) -> float:
         """This group's part of the time that is left; what it does not need goes to those after it."""
-        rest = [name for name in GROUPS[GROUPS.index(group) + 1 :] if name not in self.race.done]
+        rest = [name for name in self.groups[self.groups.index(group) + 1 :] if name not in self.race.done]
         rest = [name for name in rest if list_candidates(name, self.race.knobs, self._ground)]
         own = _WEIGHTS.get(group, 1.0) if weight is None else weight
         others = sum(_WEIGHTS.get(name, 1.0) for name in rest) + _SECOND_LOOK_WEIGHT

@@ -5,8 +5,8 @@
 
 For each model and profile: every setting of a grid is measured, in an order drawn anew for each pass; the best of them,
 none more than a tenth behind, once more. Then `velollm tune` runs as a user would run it. In the end the tuner's
-choice, the best three of the grid and the engine's default answer the same prompts in turns: the regret is the figure
-of the best of these three, which is seen only now, over the choice's, less one, with its 95% interval over rounds.
+choice, the best two of the grid and the engine's default answer the same prompts in turns: the regret is the figure
+of the better of these two, which is seen only now, over the choice's, less one, with its 95% interval over rounds.
 Everything is written after each step, so that a run can be ended at any time and gone on with; ``--minutes`` begins no
 new step after that time.
 """
@@ -57,7 +57,7 @@ WIDE = frozenset({"made-0.2b"})
 PASSES = 2
 SAMPLES = 2
 KEPT, MOST_KEPT = 0.9, 6
-FINALISTS, FINAL_ROUNDS = 3, 8
+FINALISTS, FINAL_ROUNDS = 2, 7
 TUNER_S = 180.0
 TRACK_S = 60.0
 NO_GUESS: dict[str, KnobValue] = {

@@ -6,7 +6,8 @@
 For each model and profile: every setting of a grid is measured, in an order drawn anew for each pass; the best of them,
 none more than a tenth behind, once more. Then `velollm tune` runs as a user would run it. In the end the tuner's
 choice, the best two of the grid and the engine's default answer the same prompts in turns: the regret is the figure
-of the better of these two, which is seen only now, over the choice's, less one, with its 95% interval over rounds.
+of the better of these two (in each round the one that is better by the others) over the choice's, less one, with its
+95% interval over rounds. Where the choice is one of the two, it runs once.
 Everything is written after each step, so that a run can be ended at any time and gone on with; ``--minutes`` begins no
 new step after that time.
 """
@@ -244,8 +245,10 @@ def step(cell: Cell, found: dict[str, Any], save: Callable[[], None], until_s: f
         grid = cell.grid()
         best = sorted(range(len(grid)), key=lambda index: -(figure_of(found["visits"], index) or 0.0))[:FINALISTS]
         arms: dict[str, Knobs] = {f"grid-{place + 1}": {**cell.base, **grid[i]} for place, i in enumerate(best)}
-        settings = {f"grid-{place + 1}": dict(grid[index]) for place, index in enumerate(best)}
-        arms |= {"tuned": found["tuner"]["knobs"], "default": cell.default}
+        settings: dict[str, Knobs] = {f"grid-{place + 1}": dict(grid[index]) for place, index in enumerate(best)}
+        if tuned_arm(found["tuner"], settings) == "tuned":
+            arms["tuned"] = found["tuner"]["knobs"]
+        arms["default"] = cell.default
         found["final"] = {"settings": settings, "scores": cell.compare(arms, seed=99)}
         save()
 
@@ -258,9 +261,9 @@ def show(document: dict[str, Any]) -> None:
             print(f"{name:40} {len(found.get('visits', []))} visits")
             continue
         scores = found["final"]["scores"]
-        best = max(found["final"]["settings"], key=lambda arm: median(value or 0.0 for value in scores[arm]))
-        regret = ratio_of(scores["tuned"], scores[best])
-        gain = ratio_of(scores["default"], scores["tuned"])
+        tuned = scores[tuned_arm(found["tuner"], found["final"]["settings"])]
+        regret = ratio_of(tuned, best_of([scores[arm] for arm in found["final"]["settings"]]))
+        gain = ratio_of(scores["default"], tuned)
         regrets.append(regret.estimate - 1)
         won = ", ".join(f"{k}={v}" for k, v in found["tuner"]["won"].items() if v is not None)
         print(
@@ -269,6 +272,26 @@ def show(document: dict[str, Any]) -> None:
         )
     if regrets:
         print(f"median regret {median(regrets):+.1%}, worst {max(regrets):+.1%}, of {len(regrets)}")
+
+
+def tuned_arm(tuner: dict[str, Any], settings: dict[str, Knobs]) -> str:
+    """The arm with the tuner's choice: one of the grid where it is that setting, as two servers of one differ too."""
+    chosen, changed = tuner["knobs"], set(tuner["won"])
+    same = (
+        name
+        for name, overlay in settings.items()
+        if changed <= set(overlay) and all(chosen.get(knob) == value for knob, value in overlay.items())
+    )
+    return next(same, "tuned")
+
+
+def best_of(arms: list[list[float | None]]) -> list[float | None]:
+    """In each round the figure of the arm that is best by the other rounds, so that luck does not choose."""
+
+    def elsewhere(arm: list[float | None], number: int) -> float:
+        return median([value or 0.0 for place, value in enumerate(arm) if place != number])
+
+    return [max(arms, key=lambda arm: elsewhere(arm, number))[number] for number in range(len(arms[0]))]
 
 
 def ratio_of(baseline: list[float | None], other: list[float | None]) -> Any:

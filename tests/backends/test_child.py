@@ -110,6 +110,15 @@ def test_pick_reason_takes_what_the_engine_marks_as_an_error() -> None:
     assert pick_reason(lines) == "llama_init_from_model: quantized V cache requires flash_attn to be enabled"
 
 
+def test_an_error_that_the_engine_went_on_after_is_not_the_cause() -> None:
+    fit = "0.00.008.534 E common_fit_params: encountered an error while trying to fit params to free device memory"
+    cause = "0.00.010.726 E llama_model_load: error loading model: error loading model vocabulary: std::bad_alloc"
+    after = ["0.00.010.766 E cmn  common_init_: failed to load model", "I cleaning up", "0.00.011.128 E srv : exiting"]
+    loading = ["0.00.009.596 I llama_model_loader: - type  f16:   44 tensors"] * 8
+    assert pick_reason([fit, *loading, cause, *after]) == cause[15:]
+    assert pick_reason([fit, *loading]) == fit[15:]
+
+
 def test_pick_reason_joins_an_exception_and_what_it_says() -> None:
     lines = ["terminate called after throwing an instance of 'std::system_error'", "  what():  Resource unavailable"]
     assert pick_reason(lines) == "std::system_error: Resource unavailable"
@@ -144,6 +153,7 @@ def test_why_a_process_ended(status: int | None, lines: list[str], reason: str) 
         "alloc_tensor_range: failed to allocate CPU buffer of size 1073741824",
         "allocating 512.00 MiB on device 0: cudaMalloc failed: out of memory",
         "failed to initialize the context: std::bad_alloc",
+        "ggml.c:1643: GGML_ASSERT(ctx->mem_buffer != NULL) failed",
         "mmap failed: Cannot allocate memory",
     ],
 )

@@ -221,10 +221,13 @@ _SIGKILL = 9
 _TELLING = ("error", "failed", "fatal", "abort", "unable", "cannot", "couldn't", "invalid", "out of memory", "no such")
 # llama.cpp begins a line with minutes, seconds, milliseconds and microseconds, and a letter for the level.
 _STAMP = re.compile(r"^\d+(?:\.\d+){3} [A-Z] ")
+_BETWEEN_ERRORS = 5
 _ERROR_STAMP = re.compile(r"^\d+(?:\.\d+){3} E ")
-# Words of llama.cpp b10488 (ggml/src/ggml.c:377, ggml-backend.cpp:2369, ggml-cuda.cu:891), C++ and the C library.
+# Words of llama.cpp b10488 (ggml/src/ggml.c:377 and 1643, ggml-backend.cpp:2369, ggml-cuda.cu:891), C++ and C.
 _NO_MEMORY = re.compile(
-    r"insufficient memory|out of memory|failed to allocate|unable to allocate|cannot allocate memory|bad_alloc", re.I
+    r"insufficient memory|out of memory|failed to allocate|unable to allocate|cannot allocate memory|bad_alloc"
+    r"|mem_buffer != NULL",
+    re.I,
 )
 _THROWN = re.compile(r"terminate called after throwing an instance of '(.{1,80})'")
 
@@ -232,16 +235,28 @@ _THROWN = re.compile(r"terminate called after throwing an instance of '(.{1,80})
 def pick_reason(lines: Sequence[str]) -> str:
     """The line that most likely names a cause, without time stamps; empty where none does.
 
-    That is the first that the engine marks as an error, as those after it tell what came of it; else the first with a
-    telling word. What our own process around an engine says counts only where the engine itself says nothing: the two
-    come through different pipes, so their order tells nothing.
+    That is where the engine's last run of errors begins, as those after it tell what came of it; without any that it
+    marks as such, the first line with a telling word. What our own process around an engine says counts only where the
+    engine itself says nothing: the two come through different pipes, so their order tells nothing.
     """
     texts = [line.strip() for line in lines]
-    marked = [text for text in texts if _ERROR_STAMP.match(text)]
+    marked = _last_errors(texts)
     telling = [text for text in texts if any(word in text.lower() for word in _TELLING)]
     own = [text for text in telling if not text.startswith(WRAPPER_ERROR)]
     found = _STAMP.sub("", next(iter(marked or own or telling), ""))
     return _with_what(found, texts)[-300:]
+
+
+def _last_errors(texts: Sequence[str]) -> list[str]:
+    """The last run of lines that the engine marks as errors, with few others between them.
+
+    One that it could go on after is followed by much else: an attempt to fit the model into memory, say.
+    """
+    places = [place for place, text in enumerate(texts) if _ERROR_STAMP.match(text)]
+    first = len(places) - 1
+    while first > 0 and places[first] - places[first - 1] <= _BETWEEN_ERRORS:
+        first -= 1
+    return [texts[place] for place in places[max(first, 0) :]]
 
 
 def _with_what(reason: str, texts: Sequence[str]) -> str:

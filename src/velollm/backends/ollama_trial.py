@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from velollm.backends.base import Setting
 from velollm.backends.child import Child, name_shortage
 from velollm.backends.guard import guarded
 from velollm.backends.llamaargs import NO_DEBUGGER, OPTION_KNOBS
+from velollm.backends.ollama_home import private_home
 from velollm.backends.ollama_http import OllamaApi, OllamaRefusalError, OllamaServer
 from velollm.backends.ollama_log import Load, parse_failure, parse_listening, parse_loads
 from velollm.errors import EngineError, VeloError
@@ -104,9 +104,7 @@ def private_ollama(
         VeloError: it does not start, the model does not load (with the reason from its log), or a knob did not take.
     """
     with contextlib.ExitStack() as stack:
-        home = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="velollm-ollama-", ignore_cleanup_errors=True))
-        )
+        home = stack.enter_context(private_home())
         argv = guarded([binary, "serve"])
         environ = trial_environ(os.environ, home, models_dir, settings, port)
         write_config(home, settings)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.autopilot.test_flight import Passenger, one_core
-from velollm.autopilot import Order, RaceWish, chart, tune
+from velollm.autopilot import Order, RaceWish, _try, chart, tune
 from velollm.autopilot.racing import has_room, kept_race, starting_point, subject_of
 from velollm.backends import embedded, llamahttp
 from velollm.backends.child import Child
@@ -28,7 +28,7 @@ from velollm.models.gguf import model_facts, read_gguf
 from velollm.models.synthetic import Shape, ensure_model
 from velollm.tune.candidates import GROUPS
 from velollm.tune.heat import Race, Tried
-from velollm.tune.record import keep_race
+from velollm.tune.record import Confirmed, keep_race
 
 if sys.platform == "linux":
     import resource
@@ -55,6 +55,14 @@ class Engines:
         self.started.append(log.stem)
         self.befalls(log.stem, child, knobs)
         return child
+
+
+class Hasty(Passenger):
+    """Presses Ctrl-C as soon as the race begins."""
+
+    def __call__(self, done: float, text: str, left_s: float | None = None, /) -> None:
+        if text.startswith("starting "):
+            raise KeyboardInterrupt
 
 
 class Deadly(llamahttp._Reader):
@@ -89,6 +97,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
     monkeypatch.setattr(LlamaHttp, "_reader", reader)
     monkeypatch.setattr("velollm.autopilot.tuning._LEAST_CONFIRM_S", 4.0)
     monkeypatch.setattr("velollm.autopilot.racing._MOST_BUSY_S", 1.0)
+    monkeypatch.setattr("velollm.autopilot.racing._LEAST_PRICE_S", 1.0)
     monkeypatch.setattr("velollm.tune.track._ALONE_SLOWER", 1e6)  # however busy this machine is
     yield found
     assert psutil.Process().children(recursive=True) == before
@@ -162,18 +171,19 @@ def test_what_won_and_fails_when_it_is_confirmed_gives_way_to_the_start(tiny: Pa
     course = chart(flight, cockpit)
     subject, start = subject_of(course), starting_point(course)
     assert subject is not None
-    won = Tried("flash_attention", "flash_attention=off", {"flash_attention": "off"}, "won", rounds=3, ratio=1.1)
-    knobs = {**start, "flash_attention": "off"}
+    won = Tried("kv_type", "kv_type_k=q8_0", {"kv_type_k": "q8_0"}, "won", rounds=3, ratio=1.1)
+    knobs = {**start, "kv_type_k": "q8_0"}
     keep_race(user_paths().data, subject, Race(start, knobs, (won,), done=GROUPS, noise=0.02), None)
 
     def befalls(name: str, child: Child, knobs: Knobs) -> None:
-        if name == "race-second look-0" or (name != "race-leader" and knobs.get("flash_attention") == "off"):
+        if name == "race-second look-0" or (name != "race-leader" and knobs.get("kv_type_k") == "q8_0"):
             kill(child.pid)
 
     engines.befalls = befalls
-    found = tune(flight, RaceWish(resume=True), cockpit)
-    assert engines.started[:4] == ["race-leader", "race-second look-0", "busy-default", "busy-tuned"]
-    assert "race-control" not in engines.started
+    found = tune(flight, RaceWish(lossy=True, resume=True), cockpit)
+    names = ["race-leader", "race-second look-0", "price-exact", "price-lossy", "busy-default", "busy-tuned"]
+    assert engines.started[:6] == names
+    assert any(note.startswith("The price could not be measured: ") and KILLED in note for note in cockpit.notes)
     assert found.race.changed == {}
     (first, second) = found.race.tried
     assert (first.place, first.reason) == ("out", f"it won, and failed when it was to be confirmed: {KILLED}")
@@ -193,11 +203,6 @@ def test_an_unfinished_race_of_another_plan_is_raced_anew(tiny: Path, engines: E
     assert subject is not None
     keep_race(user_paths().data, subject, Race(start, {**start, "repack": "off"}, done=GROUPS), None)
 
-    class Hasty(Passenger):
-        def __call__(self, done: float, text: str, left_s: float | None = None, /) -> None:
-            if text.startswith("starting "):
-                raise KeyboardInterrupt
-
     other = replace(flight, pins={**flight.pins, "ubatch": 256, "batch": 256})
     hasty = Hasty()
     found = tune(other, RaceWish(knobs=frozenset({"repack"}), resume=True), hasty)
@@ -206,6 +211,46 @@ def test_an_unfinished_race_of_another_plan_is_raced_anew(tiny: Path, engines: E
     (note,) = hasty.notes
     assert "began from another plan: " in note
     assert "ubatch was 512 and is 256" in note
+
+
+def test_a_race_that_cannot_be_kept_is_run_all_the_same(tiny: Path, engines: Engines) -> None:
+    user_paths().data.mkdir(parents=True)
+    (user_paths().data / "races").write_text("a file in the way")
+    hasty = Hasty()
+    found = tune(order(tiny, 10.0), RaceWish(frozenset({"repack", "openmp_wait"})), hasty)
+    assert found.race.interrupted
+    (note,) = hasty.notes
+    assert note.startswith("The race is not kept: cannot make the directory ")
+
+
+@pytest.mark.flight
+def test_a_kept_winner_that_fails_in_a_flights_trial_is_left_out_of_it_and_of_later_ones(
+    tiny: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("velollm.autopilot.trial._SHORTEST_TRIAL_S", 4.0)
+    cockpit = Passenger()
+    course = chart(order(tiny, 5.0), cockpit)
+    subject, start = subject_of(course), starting_point(course)
+    assert subject is not None
+    won = Tried("flash_attention", "flash_attention=off", {"flash_attention": "off"}, "won", rounds=3, ratio=1.1)
+    race = Race(start, {**start, "flash_attention": "off"}, (won,), done=GROUPS)
+    keep_race(user_paths().data, subject, race, Confirmed("turn", 1.1, 1.05, 1.15, "faster"))
+
+    def befalls(name: str, child: Child, knobs: Knobs) -> None:
+        if knobs.get("flash_attention") == "off":
+            kill(child.pid)
+
+    engines.befalls = befalls
+    flown, trial, raced = _try(course, cockpit)
+    assert (flown.plan, raced) == (course.plan, None)
+    assert trial is not None
+    assert trial.plan.knobs.get("flash_attention") != "off"
+    assert f"What won the race fails in the trial: {KILLED}. Trying the plan without it." in cockpit.notes
+    kept = kept_race(course)
+    assert kept is not None
+    assert kept.is_final
+    assert kept.knobs == {}
+    assert kept.race.tried[0].reason == f"it won, and failed in a later trial: {KILLED}"
 
 
 def test_a_draft_needs_room_for_its_cache_and_buffers_too(tiny: Path) -> None:

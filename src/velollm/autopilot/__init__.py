@@ -31,7 +31,7 @@ from velollm.autopilot.mending import Mending, choose_mendable, mend, mending_st
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
 from velollm.autopilot.racing import RaceWish
 from velollm.autopilot.trial import Trial, try_plan
-from velollm.autopilot.tuning import Tuning, raced_course, remember, tune
+from velollm.autopilot.tuning import Tuning, give_up, raced_course, remember, tune
 from velollm.autopilot.twin import MEASURED_ON_TWIN, TwinError, flown_on_twin
 from velollm.backends.base import ModelRef, RunningServer
 from velollm.backends.ollama import OllamaBackend
@@ -142,6 +142,8 @@ def _try(course: Course, cockpit: Cockpit) -> tuple[Course, Trial | None, Race |
                 raise
             cockpit.note(f"What won the race fails in the trial: {reason_of(error)}. Trying the plan without it.")
             course = planned
+            if raced is None:
+                give_up(course, reason_of(error), cockpit)
             trial = try_plan(course, cockpit, spent_s=time.monotonic() - began_s)
     except VeloError as error:
         if course.twin:

@@ -15,7 +15,7 @@ from velollm.bench.stats import compare_arms
 from velollm.errors import EngineError, UsageError, VeloError
 from velollm.knobs import KNOBS, Knobs
 from velollm.plan import Plan, with_raced
-from velollm.tune.heat import Race, take_back
+from velollm.tune.heat import Race, take_back_all
 from velollm.tune.keep import OBJECTIVE_METRICS, Decision, decide_raced
 from velollm.tune.record import Confirmed, KeptRace, keep_race, last_race, what_changed
 from velollm.tune.track import reason_of
@@ -98,9 +98,8 @@ def _at_the_start(tuning: Tuning, error: EngineError | BrokenError, cockpit: Coc
         VeloError: nothing had won.
     """
     assert tuning.raced is not None
-    race, why = tuning.race, f"failed when it was to be confirmed: {reason_of(error)}"
-    while (fallen := take_back(race, f"it won, and {why}")) is not None:
-        race = fallen
+    why = f"failed when it was to be confirmed: {reason_of(error)}"
+    race = take_back_all(tuning.race, f"it won, and {why}")
     if race is tuning.race:
         raise error
     cockpit.note(f"What won {why}. Going back to where the race began.")
@@ -178,6 +177,18 @@ def _keep(course: Course, race: Race, short: BenchResult, cockpit: Cockpit) -> K
 def remember(course: Course, raced: Raced, result: BenchResult, proved: bool, cockpit: Cockpit) -> None:
     """Keep a flight's race: with what it found, or, where that was not proved, with where it started."""
     _keep(course, raced.race if proved else replace(raced.race, knobs=dict(raced.race.start)), result, cockpit)
+
+
+def give_up(course: Course, reason: str, cockpit: Cockpit) -> None:
+    """What a kept race has found does not run in a flight's trial: no other flight is to take it over."""
+    kept = kept_race(course)
+    if kept is None or kept.confirmed is None:
+        return
+    race = take_back_all(kept.race, f"it won, and failed in a later trial: {reason}")
+    try:
+        keep_race(course.order.paths.data, kept.subject, replace(race, knobs=dict(race.start)), kept.confirmed)
+    except VeloError as error:
+        cockpit.note(f"The race is not kept: {error.message} ({error.hint}).")
 
 
 def raced_course(course: Course, cockpit: Cockpit, budget_s: float) -> tuple[Course, Raced | None]:

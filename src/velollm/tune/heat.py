@@ -137,3 +137,10 @@ def take_back(race: Race, reason: str) -> Race | None:
         if place != last:
             knobs |= tried[place].values
     return replace(race, knobs=knobs, tried=tuple(tried))
+
+
+def take_back_all(race: Race, reason: str) -> Race:
+    """The race back at its start: all that has won is out for this reason."""
+    while (fallen := take_back(race, reason)) is not None:
+        race = fallen
+    return race

@@ -58,10 +58,15 @@ class Engines:
 
 
 class Hasty(Passenger):
-    """Presses Ctrl-C as soon as the race begins."""
+    """Presses Ctrl-C at a moment, by itself as soon as the race begins."""
+
+    def __init__(self, moment: str = "starting ") -> None:
+        super().__init__()
+        self._moment = moment
 
     def __call__(self, done: float, text: str, left_s: float | None = None, /) -> None:
-        if text.startswith("starting "):
+        super().__call__(done, text, left_s)
+        if text.startswith(self._moment):
             raise KeyboardInterrupt
 
 
@@ -194,6 +199,26 @@ def test_what_won_and_fails_when_it_is_confirmed_gives_way_to_the_start(tiny: Pa
     assert kept is not None
     assert kept.is_final
     assert kept.knobs == {}
+
+
+@pytest.mark.flight
+@pytest.mark.parametrize("moment", ["with one core busy: starting 'tuned'", "starting 'tuned'"])
+def test_ctrl_c_after_the_race_keeps_it_unconfirmed_too(tiny: Path, engines: Engines, moment: str) -> None:
+    cockpit, flight = Hasty(moment), order(tiny, 10.0)
+    course = chart(flight, cockpit)
+    subject, start = subject_of(course), starting_point(course)
+    assert subject is not None
+    keep_race(user_paths().data, subject, Race(start, start, done=GROUPS, noise=0.02), None)
+    engines.befalls = lambda name, child, _: kill(child.pid) if name == "busy-tuned" else None
+    found = tune(flight, RaceWish(resume=True), cockpit)
+    assert cockpit.texts[-1] == moment
+    assert found.race.interrupted
+    assert (found.short, found.kept, found.advised) == (None, None, False)
+    assert found.reason == "interrupted: this led, and is not confirmed; --resume goes on"
+    kept = kept_race(course)
+    assert kept is not None
+    assert not kept.is_final
+    assert kept.race.done == GROUPS
 
 
 def test_an_unfinished_race_of_another_plan_is_raced_anew(tiny: Path, engines: Engines) -> None:

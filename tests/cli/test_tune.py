@@ -53,7 +53,7 @@ def test_a_race_that_is_ended_from_outside_goes_on(tiny: Path, tmp_path: Path, m
         os.killpg(cli.process.pid, signal.SIGINT)  # as a terminal's Ctrl-C
         done = cli.finish()
     assert (done.returncode, "Error" in done.stderr) == (130, False)
-    assert f"starting {FIRST}=" not in done.stderr
+    assert f"starting {FIRST}=on" not in done.stderr
     assert f"{FIRST}=on" in done.stdout
     assert "Interrupted: this led, and is not confirmed; --resume goes on." in done.stdout
     assert left_alive(engines) == []
@@ -74,7 +74,8 @@ def test_a_race_that_is_ended_from_outside_goes_on(tiny: Path, tmp_path: Path, m
     monkeypatch.setattr("velollm.autopilot.tuning._LEAST_CONFIRM_S", 4.0)
     monkeypatch.setattr("velollm.autopilot.racing._MOST_BUSY_S", 1.0)
     found = tune(order, RaceWish(frozenset(KNOBS), resume=True), cockpit)
-    assert not any(f"starting {FIRST}=" in text for text in cockpit.texts)
+    assert not any("another plan" in note for note in cockpit.notes)
+    assert not any(f"starting {FIRST}=on" in text for text in cockpit.texts)
     assert any(f"starting {SECOND}=" in text for text in cockpit.texts)
     assert found.race.tried[: len(first.tried)] == first.tried
     assert found.kept is not None

@@ -103,7 +103,7 @@ def _at_the_start(tuning: Tuning, error: EngineError | BrokenError, cockpit: Coc
     if race is tuning.race:
         raise error
     cockpit.note(f"What won {why}. Going back to where the race began.")
-    raced = replace(tuning.raced, race=race, busy=None, trade=None, price=None)
+    raced = replace(tuning.raced, race=race, busy=None, trade=None, price=None, smaller=())
     return replace(tuning, plan=tuning.course.plan, race=race, raced=raced)
 
 

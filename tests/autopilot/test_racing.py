@@ -100,7 +100,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
 
     monkeypatch.setattr(embedded, "start_engine", found.start)
     monkeypatch.setattr(LlamaHttp, "_reader", reader)
-    monkeypatch.setattr("velollm.autopilot.tuning._LEAST_CONFIRM_S", 4.0)
+    monkeypatch.setattr("velollm.autopilot.tuning._LEAST_CONFIRM_S", 3.0)
     monkeypatch.setattr("velollm.autopilot.racing._MOST_BUSY_S", 1.0)
     monkeypatch.setattr("velollm.autopilot.racing._LEAST_PRICE_S", 1.0)
     monkeypatch.setattr("velollm.tune.track._ALONE_SLOWER", 1e6)  # however busy this machine is
@@ -172,7 +172,7 @@ def test_whatever_becomes_of_candidates_the_race_goes_on_and_is_confirmed(
 
 @pytest.mark.flight
 def test_what_won_and_fails_when_it_is_confirmed_gives_way_to_the_start(tiny: Path, engines: Engines) -> None:
-    cockpit, flight = Passenger(), order(tiny, 10.0)
+    cockpit, flight = Passenger(), order(tiny, 8.0)
     course = chart(flight, cockpit)
     subject, start = subject_of(course), starting_point(course)
     assert subject is not None
@@ -204,7 +204,7 @@ def test_what_won_and_fails_when_it_is_confirmed_gives_way_to_the_start(tiny: Pa
 @pytest.mark.flight
 @pytest.mark.parametrize("moment", ["with one core busy: starting 'tuned'", "starting 'tuned'"])
 def test_ctrl_c_after_the_race_keeps_it_unconfirmed_too(tiny: Path, engines: Engines, moment: str) -> None:
-    cockpit, flight = Hasty(moment), order(tiny, 10.0)
+    cockpit, flight = Hasty(moment), order(tiny, 8.0)
     course = chart(flight, cockpit)
     subject, start = subject_of(course), starting_point(course)
     assert subject is not None
@@ -222,7 +222,7 @@ def test_ctrl_c_after_the_race_keeps_it_unconfirmed_too(tiny: Path, engines: Eng
 
 
 def test_an_unfinished_race_of_another_plan_is_raced_anew(tiny: Path, engines: Engines) -> None:
-    cockpit, flight = Passenger(), order(tiny, 10.0)
+    cockpit, flight = Passenger(), order(tiny, 8.0)
     course = chart(flight, cockpit)
     subject, start = subject_of(course), dict(starting_point(course))
     assert subject is not None
@@ -252,7 +252,7 @@ def test_a_race_that_cannot_be_kept_is_run_all_the_same(tiny: Path, engines: Eng
 def test_a_kept_winner_that_fails_in_a_flights_trial_is_left_out_of_it_and_of_later_ones(
     tiny: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("velollm.autopilot.trial._SHORTEST_TRIAL_S", 4.0)
+    monkeypatch.setattr("velollm.autopilot.trial._SHORTEST_TRIAL_S", 3.0)
     cockpit = Passenger()
     course = chart(order(tiny, 5.0), cockpit)
     subject, start = subject_of(course), starting_point(course)

@@ -33,7 +33,7 @@ def kept(order: Order) -> Race:
 @pytest.mark.flight
 def test_a_race_that_is_ended_from_outside_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("tune", tiny, *FLAGS, "--knobs", ",".join(KNOBS), "--budget", "25s")
-    order = Order(str(tiny), "embedded", pins=parse_pins([*FLAGS[3::2]]), budget_s=10.0, quick=True)
+    order = Order(str(tiny), "embedded", pins=parse_pins([*FLAGS[3::2]]), budget_s=7.0, quick=True)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     with running_cli(*command) as cli:
@@ -71,7 +71,7 @@ def test_a_race_that_is_ended_from_outside_goes_on(tiny: Path, tmp_path: Path, m
     assert left_alive(engines) == []
 
     cockpit = Passenger()
-    monkeypatch.setattr("velollm.autopilot.tuning._LEAST_CONFIRM_S", 4.0)
+    monkeypatch.setattr("velollm.autopilot.tuning._LEAST_CONFIRM_S", 3.0)
     monkeypatch.setattr("velollm.autopilot.racing._MOST_BUSY_S", 1.0)
     found = tune(order, RaceWish(frozenset(KNOBS), resume=True), cockpit)
     assert not any("another plan" in note for note in cockpit.notes)

@@ -43,7 +43,7 @@ def run_cli(
 class RunningCli:
     """A command that runs: its output so far can be awaited, and its engines can be found."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, own_group: bool = False) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "velollm", *map(str, arguments)],
             env=program_environ(),
@@ -51,6 +51,7 @@ class RunningCli:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0 if own_group else None,
         )
         self.stderr_lines: list[str] = []
 
@@ -78,9 +79,12 @@ class RunningCli:
 
 
 @contextmanager
-def running_cli(*arguments: str | Path) -> Iterator[RunningCli]:
-    """A running command; whatever is left of it and of its children is killed in the end, or when it hangs."""
-    cli = RunningCli(*arguments)
+def running_cli(*arguments: str | Path, own_group: bool = False) -> Iterator[RunningCli]:
+    """A running command; whatever is left of it and of its children is killed in the end, or when it hangs.
+
+    ``own_group``: in a process group of its own, as a shell starts it at a terminal.
+    """
+    cli = RunningCli(*arguments, own_group=own_group)
     watchdog = threading.Timer(PATIENCE_S, cli.process.kill)
     watchdog.start()
     try:

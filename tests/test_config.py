@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from velollm import config
-from velollm.config import data_dir, ensure_dir, user_paths
+from velollm.config import data_dir, ensure_dir, try_lock, user_paths
 from velollm.errors import VeloError
 
 
@@ -53,3 +53,12 @@ def test_ensure_dir(tmp_path: Path) -> None:
     with pytest.raises(VeloError, match="cannot make the directory") as caught:
         ensure_dir(tmp_path / "file" / "c")
     assert "VELOLLM_HOME" in caught.value.hint
+
+
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open("r+") as one, (tmp_path / "lock").open("r+") as two:
+        assert try_lock(one.fileno())
+        assert not try_lock(two.fileno())
+        one.close()
+        assert try_lock(two.fileno())

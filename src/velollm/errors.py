@@ -22,6 +22,14 @@ class VeloError(Exception):
         self.exit_code = exit_code
 
 
+class EngineError(VeloError):
+    """An engine that does not do its work; ``reason`` is why, for a list that names what ran with it itself."""
+
+    def __init__(self, what: str, reason: str, hint: str = "") -> None:
+        super().__init__(f"{what}: {reason}", hint)
+        self.reason = reason
+
+
 class UsageError(VeloError):
     """The command was typed wrongly (exit code 2)."""
 

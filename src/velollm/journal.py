@@ -20,9 +20,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from velollm.config import try_lock
 from velollm.errors import VeloError
 from velollm.targets.base import JSON, Address, State
-from velollm.targets.disk import disk_error, make_dirs, missing_dirs, sync_dir, try_lock, write_all
+from velollm.targets.disk import disk_error, make_dirs, missing_dirs, sync_dir, write_all
 
 SCHEMA_VERSION = 1
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from velollm.backends.child import Child, pick_reason
+from velollm.backends.child import Child, explain_end, name_shortage, pick_reason
 from velollm.errors import VeloError
 
 
@@ -98,6 +98,68 @@ def test_log_that_cannot_be_written(tmp_path: Path) -> None:
 def test_pick_reason_takes_the_first_telling_line() -> None:
     assert pick_reason(["loading", "gguf: failed to open", "exiting due to error"]) == "gguf: failed to open"
     assert pick_reason(["all is well"]) == ""
+
+
+def test_pick_reason_takes_what_the_engine_marks_as_an_error() -> None:
+    """Words of llama-server b10488, started with a quantized V cache and without flash attention."""
+    lines = [
+        "0.00.014.240 I cmn  common_init_: added </s> logit bias = -inf",
+        "0.00.014.383 E llama_init_from_model: quantized V cache requires flash_attn to be enabled",
+        "0.00.014.386 E cmn  common_init_: failed to create context with model 'made-tiny.gguf'",
+    ]
+    assert pick_reason(lines) == "llama_init_from_model: quantized V cache requires flash_attn to be enabled"
+
+
+def test_an_error_that_the_engine_went_on_after_is_not_the_cause() -> None:
+    fit = "0.00.008.534 E common_fit_params: encountered an error while trying to fit params to free device memory"
+    cause = "0.00.010.726 E llama_model_load: error loading model: error loading model vocabulary: std::bad_alloc"
+    after = ["0.00.010.766 E cmn  common_init_: failed to load model", "I cleaning up", "0.00.011.128 E srv : exiting"]
+    loading = ["0.00.009.596 I llama_model_loader: - type  f16:   44 tensors"] * 8
+    assert pick_reason([fit, *loading, cause, *after]) == cause[15:]
+    assert pick_reason([fit, *loading]) == fit[15:]
+
+
+def test_pick_reason_joins_an_exception_and_what_it_says() -> None:
+    lines = ["terminate called after throwing an instance of 'std::system_error'", "  what():  Resource unavailable"]
+    assert pick_reason(lines) == "std::system_error: Resource unavailable"
+    assert pick_reason(lines[:1]) == "std::system_error"
+
+
+ALLOCATION = "0.00.064.227 E ggml_aligned_malloc: insufficient memory (attempted to allocate 1024.00 MB)"
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "reason"),
+    [
+        (-9, [ALLOCATION], "it was killed, most likely for want of memory"),
+        (137, ["error: of before"], "it was killed, most likely for want of memory"),
+        (1, [ALLOCATION], f"memory is short: {ALLOCATION[15:]}"),
+        (-6, ["ggml.c:1: GGML_ASSERT(x) failed"], "ggml.c:1: GGML_ASSERT(x) failed"),
+        (-11, ["all is well"], "it was ended by signal 11 (Segmentation fault)"),
+        (139, [], "it was ended by signal 11 (Segmentation fault)"),
+        (3, ["all is well"], "exit status 3"),
+        (255, [], "exit status 255"),
+        (None, ["all is well"], ""),
+        (None, ["error: slow"], "error: slow"),
+    ],
+)
+def test_why_a_process_ended(status: int | None, lines: list[str], reason: str) -> None:
+    assert explain_end(status, lines) == reason
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "alloc_tensor_range: failed to allocate CPU buffer of size 1073741824",
+        "allocating 512.00 MiB on device 0: cudaMalloc failed: out of memory",
+        "failed to initialize the context: std::bad_alloc",
+        "ggml.c:1643: GGML_ASSERT(ctx->mem_buffer != NULL) failed",
+        "mmap failed: Cannot allocate memory",
+    ],
+)
+def test_want_of_memory_is_named(words: str) -> None:
+    assert name_shortage(f"0.00.065.301 E {words}") == f"memory is short: {words}"
+    assert name_shortage("0.00.065.301 E no such tensor") == "no such tensor"
 
 
 def test_pick_reason_prefers_what_the_engine_says() -> None:

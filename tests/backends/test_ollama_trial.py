@@ -65,6 +65,7 @@ def test_a_trial_is_private() -> None:
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_NO_CLOUD": "1",
         "LLAMA_ARG_ENDPOINT_METRICS": "1",
+        "GGML_NO_BACKTRACE": "1",
         "OLLAMA_NUM_PARALLEL": "4",
     }
 

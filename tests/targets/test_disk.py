@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from velollm.targets.disk import disk_error, make_dirs, missing_dirs, remove_empty_dirs, sync_dir, try_lock, write_all
+from velollm.targets.disk import disk_error, make_dirs, missing_dirs, remove_empty_dirs, sync_dir, write_all
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,3 @@ def test_a_file_system_without_directory_sync_is_no_failure(tmp_path: Path, monk
     number = errno.EIO
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         sync_dir(tmp_path)
-
-
-def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
-    (tmp_path / "lock").touch()
-    with (tmp_path / "lock").open("r+") as one, (tmp_path / "lock").open("r+") as two:
-        assert try_lock(one.fileno())
-        assert not try_lock(two.fileno())
-        one.close()
-        assert try_lock(two.fileno())

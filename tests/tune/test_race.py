@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
 from velollm.bench.samples import Sample
-from velollm.errors import VeloError
+from velollm.errors import EngineError, VeloError
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs, KnobValue, Profile
-from velollm.tune.candidates import Ground
-from velollm.tune.heat import LEADER, Race
+from velollm.tune.candidates import GROUPS, Ground
+from velollm.tune.heat import LEADER, Race, Tried, take_back
 from velollm.tune.objective import Objective
 from velollm.tune.race import run_race
 
@@ -169,6 +170,114 @@ def test_a_leader_that_fails_again_and_again_ends_the_race() -> None:
     track = Crashing(lambda knobs: 40.0, lambda name, knobs: name == LEADER)
     with pytest.raises(VeloError, match="fails again and again"):
         run_race(Race(START, START), GROUND, track, OBJECTIVE)
+
+
+class Fragile(Paper):
+    """Servers fail to start or to answer as `fails` says: of the number of the start or sample by that name."""
+
+    def __init__(
+        self,
+        speed: Callable[[Knobs], float],
+        *,
+        starts: Callable[[str, int, Knobs], bool] = lambda *_: False,
+        answers: Callable[[str, int, Knobs], bool] = lambda *_: False,
+    ) -> None:
+        super().__init__(speed)
+        self._fails_to_start, self._fails_to_answer = starts, answers
+        self._asked: Counter[str] = Counter()
+
+    def enter(self, name: str, knobs: Knobs) -> None:
+        if self._fails_to_start(name, self.starts.count(name) + 1, knobs):
+            self.starts.append(name)
+            raise EngineError("the engine could not load it", "killed")
+        super().enter(name, knobs)
+
+    def measure(self, name: str, rounds: Sequence[int], group: str) -> list[Sample]:
+        self._asked[name] += 1
+        if self._fails_to_answer(name, self._asked[name], self.up[name]):
+            raise EngineError("the engine ended in the middle of its work", "killed")
+        return super().measure(name, rounds, group)
+
+
+def test_a_control_that_does_not_start_or_dies_is_done_without() -> None:
+    for track in (
+        Fragile(speed_of, starts=lambda name, *_: name == "leader-control"),
+        Fragile(speed_of, answers=lambda name, number, _: name == "leader-control" and number == 2),
+    ):
+        found = race(track)
+        assert found.changed["threads"] == 3
+        assert track.starts.count("leader-control") == 1
+        assert track._asked["leader-control"] in (0, 2)
+
+
+def test_a_winner_that_does_not_start_a_second_time_is_out_and_what_led_before_leads() -> None:
+    track = Fragile(speed_of, starts=lambda name, _, knobs: name == LEADER and knobs["threads"] == 3)
+    found = race(track)
+    (fallen,) = [t for t in found.tried if t.values == {"threads": 3}]
+    assert (fallen.place, fallen.reason) == ("out", "it led, and then failed: killed")
+    assert "threads" not in found.changed
+    assert found.changed["ubatch"] == 256  # the race went on
+
+
+def test_a_leader_that_dies_after_it_has_won_falls_back_to_the_one_before() -> None:
+    track = Fragile(speed_of, answers=lambda name, _, knobs: name == LEADER and knobs["speculation"] != "none")
+    found = race(track)
+    assert {t.place for t in found.tried if t.group == "speculation" and t.reason.startswith("it led")} == {"out"}
+    assert "speculation" not in found.changed
+    assert found.changed["threads"] == 3
+    assert found.changed["ubatch"] == 256
+    assert track.up == {}
+
+
+def test_a_start_that_fails_to_come_back_once_is_started_again() -> None:
+    track = Fragile(
+        speed_of,
+        starts=lambda name, number, _: name == LEADER and number == 2,
+        answers=lambda name, number, _: name == LEADER and number == 2,
+    )
+    assert race(track).changed["threads"] == 3
+
+
+def test_a_start_that_never_starts_ends_the_race_at_once() -> None:
+    track = Fragile(speed_of, starts=lambda name, *_: name == LEADER)
+    with pytest.raises(EngineError, match="could not load it: killed"):
+        race(track)
+    assert track.starts == [LEADER]
+
+
+def test_a_kept_leader_that_no_longer_starts_gives_way_to_the_start() -> None:
+    won = Tried("threads", "threads=3", {"threads": 3}, "won")
+    kept = Race(START, {**START, "threads": 3}, (won,), done=("threads",))
+    found = race(Fragile(speed_of, starts=lambda name, _, knobs: knobs["threads"] == 3), start=kept)
+    assert found.tried[0].place == "out"
+    assert found.changed["ubatch"] == 256
+    assert "threads" not in found.changed
+
+
+def test_a_candidate_that_failed_before_is_not_tried_again_when_the_race_goes_on() -> None:
+    out = Tried("batch", "batch=256, ubatch=256", {"batch": 256, "ubatch": 256}, "out", "killed")
+    found = race(Paper(speed_of), start=Race(START, START, (out,)))
+    assert [t.place for t in found.tried if t.name == out.name] == ["out"]
+
+
+def test_a_race_that_goes_on_knows_its_noise() -> None:
+    track = Paper(speed_of)
+    kept = Race(START, START, done=tuple(g for g in GROUPS if g != "batch"), noise=0.02)
+    found = race(track, start=kept)
+    assert "leader-control" not in track.starts
+    assert found.noise is not None
+    assert found.noise == pytest.approx(0.02, rel=0.9)
+
+
+def test_taking_back_leaves_what_else_has_won() -> None:
+    one, two = Tried("threads", "", {"threads": 3}, "won"), Tried("batch", "", {"batch": 256}, "won")
+    look = Tried("second look", "", {"threads": 4}, "won")
+    start: Knobs = {"threads": 4, "batch": 512}
+    fallen = take_back(Race(start, {"threads": 4, "batch": 256}, (one, two, look)), "killed")
+    assert fallen is not None
+    assert fallen.knobs == {"threads": 4, "batch": 512}
+    assert [t.place for t in fallen.tried] == ["won", "out", "won"]
+    assert take_back(Race(start, start, (look,)), "killed") is None
 
 
 def test_far_slower_ones_cost_no_sample() -> None:

@@ -31,17 +31,19 @@ from velollm.autopilot.mending import Mending, choose_mendable, mend, mending_st
 from velollm.autopilot.order import Cockpit, Course, Order, Outcome, Pending
 from velollm.autopilot.racing import RaceWish
 from velollm.autopilot.trial import Trial, try_plan
-from velollm.autopilot.tuning import Tuning, raced_course, remember, tune
+from velollm.autopilot.tuning import Tuning, give_up, raced_course, remember, tune
 from velollm.autopilot.twin import MEASURED_ON_TWIN, TwinError, flown_on_twin
 from velollm.backends.base import ModelRef, RunningServer
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_run import Runner
+from velollm.bench.run import BrokenError
 from velollm.config import Paths, ensure_dir, user_paths
-from velollm.errors import UsageError, VeloError
+from velollm.errors import EngineError, UsageError, VeloError
 from velollm.knobs import Knobs
 from velollm.targets.envfile import parse_env
 from velollm.targets.file import FileTarget
 from velollm.tune.heat import Race
+from velollm.tune.track import reason_of
 
 __all__ = [
     "Cockpit",
@@ -127,19 +129,29 @@ def _try(course: Course, cockpit: Cockpit) -> tuple[Course, Trial | None, Race |
 
     What goes wrong with a twin is no fault of the user's model.
     """
-    began_s = time.monotonic()
+    began_s, planned = time.monotonic(), course
     try:
         course, raced = raced_course(course, cockpit, course.order.budget_s)
         if not course.plan.changes:
             return course, None, None
         course.places.writes(course.plan.settings)  # what cannot be written is said before the trial, not after it
-        trial = try_plan(course, cockpit, spent_s=time.monotonic() - began_s, raced=raced is not None)
+        try:
+            trial = try_plan(course, cockpit, spent_s=time.monotonic() - began_s, raced=raced is not None)
+        except (EngineError, BrokenError) as error:
+            if course.plan.knobs == planned.plan.knobs or not planned.plan.changes:
+                raise
+            cockpit.note(f"What won the race fails in the trial: {reason_of(error)}. Trying the plan without it.")
+            course = planned
+            if raced is None:
+                give_up(course, reason_of(error), cockpit)
+            trial = try_plan(course, cockpit, spent_s=time.monotonic() - began_s)
     except VeloError as error:
         if course.twin:
             raise TwinError(f"the trial of its twin failed: {error.message}", error.hint) from error
         raise
     if raced is not None:
-        remember(course, raced, trial.result, trial.keep and trial.plan == course.plan, cockpit)
+        proved = trial.keep and trial.plan == course.plan and course is not planned
+        remember(course, raced, trial.result, proved, cockpit)
     return course, trial, None if raced is None else raced.race
 
 

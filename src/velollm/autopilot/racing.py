@@ -23,10 +23,11 @@ from velollm.bench.run import Budget
 from velollm.bench.stats import Ratio, compare_arms
 from velollm.bench.workload import load_workload
 from velollm.errors import VeloError
+from velollm.estimate.arithmetic import calculate
 from velollm.estimate.kept import identity
-from velollm.facts import Facts
-from velollm.knobs import KNOBS, Knobs, KnobValue
-from velollm.models.memory import estimate_total_bytes
+from velollm.facts import Facts, ModelFacts
+from velollm.knobs import DRAFT_KINDS, KNOBS, Knobs, KnobValue
+from velollm.models.gguf import model_facts, read_gguf
 from velollm.tune.candidates import Ground
 from velollm.tune.heat import Race
 from velollm.tune.keep import measured_metric
@@ -151,10 +152,13 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
     subject = subject_of(course)
     drafts, notes = drafts_for(course, wish.drafts)
 
+    beside = {str(path): model_facts(read_gguf(path), str(path)) for path in drafts}
+
     @cache
     def fits(items: tuple[tuple[str, KnobValue], ...]) -> bool:
         # Candidates are listed again for each group, to share out the time.
-        return _fits(facts, dict(items))
+        knobs = dict(items)
+        return has_room(facts, knobs, beside.get(str(knobs.get("draft_model"))))
 
     ground = Ground(
         facts,
@@ -180,9 +184,15 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
     def start(name: str, knobs: Knobs) -> AbstractContextManager[RunningServer]:
         return engine.trial(course.model, knobs, facts, log=fresh_log(course, f"race-{name}"))
 
+    unkept: list[str] = []
+
     def keep(race: Race) -> None:
-        if subject is not None:
+        if subject is None or unkept:
+            return
+        try:
             keep_race(course.order.paths.data, subject, race, None)
+        except VeloError as error:
+            unkept.append(f"the race is not kept: {error.message}")
 
     with (
         make_room(course, cockpit),
@@ -197,16 +207,17 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
     ):
         race = run_race(kept or Race(base, base), ground, track, objective, progress=cockpit, keep=keep)
     keep(race)
-    raced = Raced(race, engine_of(engine), notes=notes)
+    raced = Raced(race, engine_of(engine), notes=(*notes, *unkept))
     if race.interrupted:
         return raced
-    if files:
-        raced = _with_smaller(course, raced, files, engine, files_s, cockpit)
-    if any(KNOBS[name].changes_answer for name in race.changed):
-        raced = _priced(course, raced, engine, max(_PRICE_SHARE * budget_s, _LEAST_PRICE_S), cockpit)
-    if not busy_s:
-        return raced
-    return _beside_a_neighbour(course, raced, engine, busy_s, cockpit)
+    try:
+        if files:
+            raced = _with_smaller(course, raced, files, engine, files_s, cockpit)
+        if any(KNOBS[name].changes_answer for name in race.changed):
+            raced = _priced(course, raced, engine, max(_PRICE_SHARE * budget_s, _LEAST_PRICE_S), cockpit)
+        return _beside_a_neighbour(course, raced, engine, busy_s, cockpit) if busy_s else raced
+    except KeyboardInterrupt:
+        return replace(raced, race=replace(race, interrupted=True))
 
 
 def starting_point(course: Course) -> dict[str, KnobValue]:
@@ -228,17 +239,24 @@ def kept_race(course: Course) -> KeptRace | None:
     return None if subject is None else find_race(course.order.paths.data, subject)
 
 
-def _fits(facts: Facts, knobs: Knobs) -> bool:
-    """Would a server with these knobs find memory? Unknown counts as yes: the engine itself then says."""
+def has_room(facts: Facts, knobs: Knobs, draft: ModelFacts | None = None) -> bool:
+    """Would a server with these knobs find memory, its draft's cache and buffers too?
+
+    Unknown counts as yes: the engine itself then says. ``draft``: the one that the knobs name, where it is read.
+    """
     model, free = facts.model, free_bytes(facts.memory)
-    needed = None if model is None else estimate_total_bytes(model, knobs)
-    if free is None or needed is None:
+    if model is None or free is None:
         return True
-    draft = knobs.get("draft_model")
-    if isinstance(draft, str) and Path(draft).is_file():
-        needed += Path(draft).stat().st_size
+    try:
+        needed = calculate(model, {**knobs, "load_mode": "none"}, facts, draft=draft if _drafts(knobs) else None)
+    except VeloError:
+        return True
     room = free + sum(gpu.vram_bytes or 0 for gpu in facts.gpus or () if not gpu.unified_memory)
-    return needed <= _MEMORY_SHARE * room
+    return needed is None or needed.total_bytes <= _MEMORY_SHARE * room
+
+
+def _drafts(knobs: Knobs) -> bool:
+    return knobs.get("speculation") in DRAFT_KINDS
 
 
 def _priced(course: Course, raced: Raced, engine: Backend, budget_s: float, cockpit: Cockpit) -> Raced:

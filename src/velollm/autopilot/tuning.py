@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 
 from velollm.autopilot.chart import chart
 from velollm.autopilot.order import Cockpit, Course, Order
-from velollm.autopilot.racing import Raced, RaceWish, kept_race, race_around, subject_of
+from velollm.autopilot.racing import Raced, RaceWish, kept_race, race_around, starting_point, subject_of
 from velollm.autopilot.trial import baselines_of, compare, make_room, why_as_it_runs
 from velollm.bench.result import BenchResult
+from velollm.bench.run import BrokenError
 from velollm.bench.stats import compare_arms
-from velollm.errors import UsageError, VeloError
+from velollm.errors import EngineError, UsageError, VeloError
 from velollm.knobs import KNOBS, Knobs
 from velollm.plan import Plan, with_raced
-from velollm.tune.heat import Race
+from velollm.tune.heat import Race, take_back_all
 from velollm.tune.keep import OBJECTIVE_METRICS, Decision, decide_raced
 from velollm.tune.record import Confirmed, KeptRace, keep_race, last_race, what_changed
+from velollm.tune.track import reason_of
 
 _RACE_SHARE = 0.62
 _DEEP_SHARE = 0.3
@@ -64,14 +66,56 @@ def tune(order: Order, wish: RaceWish, cockpit: Cockpit) -> Tuning:
         return _taken_over(course, earlier)
     _say_what_changed(course, earlier, cockpit)
     began_s = time.monotonic()
-    going_on = replace(earlier.race, interrupted=False) if wish.resume and earlier is not None else None
+    going_on = _unfinished(course, earlier, cockpit) if wish.resume and earlier is not None else None
     raced = race_around(course, wish, cockpit, order.budget_s * _RACE_SHARE, going_on)
     for note in raced.notes:
         cockpit.note(f"{note[:1].upper()}{note[1:]}.")
     tuning = Tuning(course, _with(course, raced.race.changed, _reason(raced)).plan, raced.race, raced, None)
     if raced.race.interrupted:
-        return replace(tuning, reason="interrupted: this led, and is not confirmed; --resume goes on")
-    return _confirmed(tuning, cockpit, max(order.budget_s - (time.monotonic() - began_s), _LEAST_CONFIRM_S))
+        return _interrupted(tuning)
+
+    def left_s() -> float:
+        return max(order.budget_s - (time.monotonic() - began_s), _LEAST_CONFIRM_S)
+
+    try:
+        try:
+            return _confirmed(tuning, cockpit, left_s())
+        except (EngineError, BrokenError) as error:
+            return _confirmed(_at_the_start(tuning, error, cockpit), cockpit, left_s())
+    except KeyboardInterrupt:
+        return _interrupted(tuning)
+
+
+def _interrupted(tuning: Tuning) -> Tuning:
+    race = replace(tuning.race, interrupted=True)
+    return replace(tuning, race=race, reason="interrupted: this led, and is not confirmed; --resume goes on")
+
+
+def _at_the_start(tuning: Tuning, error: EngineError | BrokenError, cockpit: Cockpit) -> Tuning:
+    """What won has failed when it was to be confirmed, so it is out, and the start is confirmed in its place.
+
+    Raises:
+        VeloError: nothing had won.
+    """
+    assert tuning.raced is not None
+    why = f"failed when it was to be confirmed: {reason_of(error)}"
+    race = take_back_all(tuning.race, f"it won, and {why}")
+    if race is tuning.race:
+        raise error
+    cockpit.note(f"What won {why}. Going back to where the race began.")
+    raced = replace(tuning.raced, race=race, busy=None, trade=None, price=None, smaller=())
+    return replace(tuning, plan=tuning.course.plan, race=race, raced=raced)
+
+
+def _unfinished(course: Course, earlier: KeptRace, cockpit: Cockpit) -> Race | None:
+    """The race to go on with; None where it began from other settings than the plan has now."""
+    base, start = starting_point(course), earlier.race.start
+    other = [name for name in {**start, **base} if start.get(name) != base.get(name)]
+    if not other:
+        return replace(earlier.race, interrupted=False)
+    differences = ", ".join(f"{name} was {start.get(name)} and is {base.get(name)}" for name in other)
+    cockpit.note(f"The race of {earlier.taken_at} began from another plan: {differences}. Racing anew.")
+    return None
 
 
 def _confirmed(tuning: Tuning, cockpit: Cockpit, left_s: float) -> Tuning:
@@ -133,6 +177,18 @@ def _keep(course: Course, race: Race, short: BenchResult, cockpit: Cockpit) -> K
 def remember(course: Course, raced: Raced, result: BenchResult, proved: bool, cockpit: Cockpit) -> None:
     """Keep a flight's race: with what it found, or, where that was not proved, with where it started."""
     _keep(course, raced.race if proved else replace(raced.race, knobs=dict(raced.race.start)), result, cockpit)
+
+
+def give_up(course: Course, reason: str, cockpit: Cockpit) -> None:
+    """What a kept race has found does not run in a flight's trial: no other flight is to take it over."""
+    kept = kept_race(course)
+    if kept is None or kept.confirmed is None:
+        return
+    race = take_back_all(kept.race, f"it won, and failed in a later trial: {reason}")
+    try:
+        keep_race(course.order.paths.data, kept.subject, replace(race, knobs=dict(race.start)), kept.confirmed)
+    except VeloError as error:
+        cockpit.note(f"The race is not kept: {error.message} ({error.hint}).")
 
 
 def raced_course(course: Course, cockpit: Cockpit, budget_s: float) -> tuple[Course, Raced | None]:

@@ -19,13 +19,12 @@ from velollm.autopilot.order import Cockpit, Course
 from velollm.backends.base import ModelRef
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_own import take_blob, write_manifest
-from velollm.config import ensure_dir
+from velollm.config import ensure_dir, try_lock
 from velollm.errors import VeloError
 from velollm.models.gguf import model_facts
 from velollm.models.header import read_gguf
 from velollm.models.synthetic import Blueprint, is_whole, write_model
 from velollm.models.twin import draw_twin, model_of_shown
-from velollm.targets.disk import try_lock
 from velollm.targets.ollama_model import parameters_of_text
 from velollm.units import render_bytes
 

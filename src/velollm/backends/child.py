@@ -20,6 +20,7 @@ WRAPPER_ERROR = "velollm-error "
 """Begins the line with which our own process around an engine reports an exception."""
 _T = TypeVar("_T")
 _STOP_S = 5.0
+_LAST_WORDS_S = 1.0
 _TAIL_LINES = 40
 
 
@@ -176,22 +177,92 @@ class Child:
         self._log_file.close()
 
     def why_it_failed(self) -> str:
-        """The line of the output that most likely names the cause, shortened; empty where nothing does."""
-        return pick_reason(self.tail)
+        """Why the child has ended, in one line, from its last words and its exit status.
+
+        Empty where it still runs and has said nothing of a cause.
+        """
+        status = self.wait_end(_LAST_WORDS_S)
+        with self._said:
+            self._said.wait_for(lambda: not self._open_pipes, _LAST_WORDS_S)
+            lines = list(self.tail)
+        return explain_end(status, lines)
 
 
+def explain_end(status: int | None, lines: Sequence[str]) -> str:
+    """Why a process has ended, from its exit status (None: it runs) and what it said last.
+
+    One that was killed cannot say so: whatever it said before was about something else.
+    """
+    number = _signal_of(status)
+    if number == _SIGKILL:
+        return "it was killed, most likely for want of memory"
+    if reason := pick_reason(lines):
+        return name_shortage(reason)
+    if number is not None:
+        return f"it was ended by signal {number} ({signal.strsignal(number)})"
+    return "" if status is None else f"exit status {status}"
+
+
+def name_shortage(reason: str) -> str:
+    """An engine's own words, without a time stamp, and in front of them that memory is short, where they mean that."""
+    plain = _STAMP.sub("", reason)
+    return f"memory is short: {plain}" if _NO_MEMORY.search(plain) else plain
+
+
+def _signal_of(status: int | None) -> int | None:
+    """The signal that ended a process: subprocess has its negative, a shell and our guard 128 more than it."""
+    if status is None or 0 <= status <= 128:
+        return None
+    number = -status if status < 0 else status - 128
+    return number if number < signal.NSIG else None
+
+
+_SIGKILL = 9
 _TELLING = ("error", "failed", "fatal", "abort", "unable", "cannot", "couldn't", "invalid", "out of memory", "no such")
 # llama.cpp begins a line with minutes, seconds, milliseconds and microseconds, and a letter for the level.
 _STAMP = re.compile(r"^\d+(?:\.\d+){3} [A-Z] ")
+_BETWEEN_ERRORS = 5
+_ERROR_STAMP = re.compile(r"^\d+(?:\.\d+){3} E ")
+# Words of llama.cpp b10488 (ggml/src/ggml.c:377 and 1643, ggml-backend.cpp:2369, ggml-cuda.cu:891), C++ and C.
+_NO_MEMORY = re.compile(
+    r"insufficient memory|out of memory|failed to allocate|unable to allocate|cannot allocate memory|bad_alloc"
+    r"|mem_buffer != NULL",
+    re.I,
+)
+_THROWN = re.compile(r"terminate called after throwing an instance of '(.{1,80})'")
 
 
-def pick_reason(lines: Sequence[str] | deque[str]) -> str:
-    """The first of the last lines that names a cause, without time stamps; empty where none does.
+def pick_reason(lines: Sequence[str]) -> str:
+    """The line that most likely names a cause, without time stamps; empty where none does.
 
-    What our own process around an engine says counts only where the engine itself says nothing: the two come
-    through different pipes, so their order tells nothing.
+    That is where the engine's last run of errors begins, as those after it tell what came of it; without any that it
+    marks as such, the first line with a telling word. What our own process around an engine says counts only where the
+    engine itself says nothing: the two come through different pipes, so their order tells nothing.
     """
-    texts = [_STAMP.sub("", line.strip()) for line in lines]
+    texts = [line.strip() for line in lines]
+    marked = _last_errors(texts)
     telling = [text for text in texts if any(word in text.lower() for word in _TELLING)]
     own = [text for text in telling if not text.startswith(WRAPPER_ERROR)]
-    return next(iter(own or telling), "")[-300:]
+    found = _STAMP.sub("", next(iter(marked or own or telling), ""))
+    return _with_what(found, texts)[-300:]
+
+
+def _last_errors(texts: Sequence[str]) -> list[str]:
+    """The last run of lines that the engine marks as errors, with few others between them.
+
+    One that it could go on after is followed by much else: an attempt to fit the model into memory, say.
+    """
+    places = [place for place, text in enumerate(texts) if _ERROR_STAMP.match(text)]
+    first = len(places) - 1
+    while first > 0 and places[first] - places[first - 1] <= _BETWEEN_ERRORS:
+        first -= 1
+    return [texts[place] for place in places[max(first, 0) :]]
+
+
+def _with_what(reason: str, texts: Sequence[str]) -> str:
+    """An exception that nobody caught, with the message that the C++ run-time prints on a line of its own."""
+    thrown = _THROWN.search(reason)
+    if thrown is None:
+        return reason
+    what = next((text.removeprefix("what():").strip() for text in texts if text.startswith("what():")), "")
+    return f"{thrown.group(1)}: {what}" if what else thrown.group(1)

@@ -18,7 +18,7 @@ from velollm.backends.base import Backend, ModelRef, Progress, RunningServer, Se
 from velollm.backends.child import Child
 from velollm.backends.embedded_child import READY
 from velollm.backends.gguf_files import find_gguf
-from velollm.backends.llamaargs import ARG_OF_KNOB, OPENMP_WAIT, render_arg
+from velollm.backends.llamaargs import ARG_OF_KNOB, NO_DEBUGGER, OPENMP_WAIT, render_arg
 from velollm.backends.llamabase import refuse_taken, serving
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs
@@ -80,7 +80,7 @@ def start_engine(
     return Child(
         [sys.executable, "-m", "velollm.backends.embedded_child"],
         log=log,
-        environ=_with_wait(os.environ if environ is None else environ, knobs),
+        environ={**_with_wait(os.environ if environ is None else environ, knobs), **NO_DEBUGGER},
         ready=parse_ready,
         first_line=wanted,
     )

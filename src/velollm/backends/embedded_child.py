@@ -8,6 +8,8 @@ standard input closes, so that it never outlives the process that started it. It
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -88,6 +90,18 @@ def _set_lengths(speculative: Any, knobs: dict[str, Any]) -> None:
         setattr(getattr(speculative, kind.replace("-", "_")), field.replace("-", "_"), value)
 
 
+def _flush_log() -> None:
+    """Let the engine write its last words: its log has a thread of its own, whose queue would end with the process.
+
+    llama.cpp b10488, common/log.h:55 and 92; the two functions by their names in the wheel, where they have these.
+    """
+    with contextlib.suppress(KeyError, OSError, AttributeError):
+        library = ctypes.CDLL(str(sys.modules["xllamacpp.xllamacpp"].__file__))
+        find, flush = library._Z15common_log_mainv, library._Z16common_log_flushP10common_log
+        find.restype, flush.restype, flush.argtypes = ctypes.c_void_p, None, [ctypes.c_void_p]
+        flush(find())
+
+
 def main() -> None:
     """Serve until standard input closes."""
     wanted = json.loads(sys.stdin.readline())
@@ -97,6 +111,7 @@ def main() -> None:
         params = make_params(xllamacpp, wanted["model"], wanted["knobs"], wanted["port"])
         server = xllamacpp.Server(params)
     except Exception as error:
+        _flush_log()
         print(f"{WRAPPER_ERROR}{type(error).__name__}: {error}", flush=True)  # noqa: T201
         os._exit(1)
     print(f"{READY}{server.listening_address}", flush=True)  # noqa: T201

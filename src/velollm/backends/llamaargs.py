@@ -36,6 +36,8 @@ CONTEXT_ARG = "LLAMA_ARG_CTX_SIZE"
 DRAFT_TOKENS_ARG = "LLAMA_ARG_SPEC_DRAFT_N_MAX"
 OPENMP_WAIT = "OMP_WAIT_POLICY"
 """The variable of the OpenMP run-time, read when the engine starts (OpenMP 5.2, section 21.2.7)."""
+NO_DEBUGGER: Mapping[str, str] = {"GGML_NO_BACKTRACE": "1"}
+"""A crash then tells its reason and ends: else a debugger would bury it under its pages (ggml/src/ggml.c:157)."""
 _KNOB_OF_ARG = {arg: knob for knob, arg in ARG_OF_KNOB.items()}
 _NUMBERS = frozenset({"threads", "slots", "batch", "ubatch"})
 # Here 0 is a number like others.

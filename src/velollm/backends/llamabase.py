@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from velollm.backends.base import ModelRef, Progress
 from velollm.backends.child import Child
 from velollm.backends.llamahttp import LlamaHttp
-from velollm.errors import VeloError
+from velollm.errors import EngineError, VeloError
 
 LOAD_TIMEOUT_S = 300.0
 # A broken connection is seen a little before the end of the process that broke it.
@@ -33,6 +33,7 @@ def serving(child: Child, model: ModelRef, progress: Progress | None = None) -> 
             pids=(child.pid,),
             alive=lambda: child.wait_end(_DYING_S) is None,
             wait=child.wait_end,
+            why=child.why_it_failed,
             log=child.read_log,
         )
         yield server
@@ -69,12 +70,11 @@ def load_failure(child: Child, model: ModelRef) -> VeloError:
         return VeloError(
             f"the engine did not load {model.name} within {LOAD_TIMEOUT_S:.0f} s", f"its log is {child.log}"
         )
-    reason = child.why_it_failed() or f"exit status {status}"
+    reason = child.why_it_failed()
     if re.search(r"address already in use|couldn't bind", reason):
         return _taken(reason)
-    if status in (-9, 137):
-        reason = "it was killed, most likely for want of memory"
-    return VeloError(
-        f"the engine could not load {model.name}: {reason}",
+    return EngineError(
+        f"the engine could not load {model.name}",
+        reason,
         f"check that the file is whole and fits in memory; the engine's log is {child.log}",
     )

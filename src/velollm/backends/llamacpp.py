@@ -19,6 +19,7 @@ from velollm.backends.llamaargs import (
     ARG_OF_KNOB,
     CONTEXT_ARG,
     DRAFT_TOKENS_ARG,
+    NO_DEBUGGER,
     OPENMP_WAIT,
     OPTION_KNOBS,
     render_arg,
@@ -103,6 +104,7 @@ def _listening(line: str) -> str | None:
 def _trial_environ(knobs: Knobs) -> dict[str, str]:
     """Our environment without the user's engine settings, which would colour the trial."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG_") and k != OPENMP_WAIT}
+    kept |= NO_DEBUGGER
     wait = knobs.get("openmp_wait")
     return kept if wait is None else {**kept, OPENMP_WAIT: str(wait)}
 

@@ -17,7 +17,7 @@ import httpx
 from velollm.backends.base import Completion, NextToken
 from velollm.backends.buffers import parse_buffers
 from velollm.backends.streaming import CONNECT_S, Question, StreamingServer, StreamReader, http_client
-from velollm.errors import VeloError
+from velollm.errors import EngineError, VeloError
 
 # llama.cpp b10488, tools/server/server-context.cpp: `llamacpp:NAME VALUE`, one a line.
 _METRIC = re.compile(r"llamacpp:(\w{1,64}) ([0-9]{1,18}(?:\.[0-9]{1,18})?(?:e[+-]?[0-9]{1,3})?)")
@@ -30,7 +30,7 @@ _LEAST_LOGPROB = -1e4
 
 
 class LlamaHttp(StreamingServer):
-    """A llama-server interface at ``url``; ``alive`` tells whether the process behind it still runs."""
+    """A llama-server interface at ``url``; ``alive`` tells whether the process behind it runs, ``why`` why not."""
 
     _path = "/completion"
 
@@ -41,6 +41,7 @@ class LlamaHttp(StreamingServer):
         pids: tuple[int, ...] = (),
         alive: Callable[[], bool] = lambda: True,
         wait: Callable[[], int | None] = lambda: None,
+        why: Callable[[], str] = lambda: "it does not say why",
         log: Callable[[], str] = str,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -48,6 +49,7 @@ class LlamaHttp(StreamingServer):
         self._pids = pids
         self._alive = alive
         self._wait = wait
+        self._why = why
         self._log = log
         self._clock = clock
         self._client = http_client(url)
@@ -177,8 +179,10 @@ class LlamaHttp(StreamingServer):
     def _gone(self, error: Exception) -> VeloError:
         if self._alive():
             return VeloError(f"the engine at {self.url} does not answer: {error}", "try again with a smaller model")
-        return VeloError(
-            "the engine ended in the middle of its work", "it may have run out of memory: try --profile low-memory"
+        return EngineError(
+            "the engine ended in the middle of its work",
+            self._why(),
+            "where memory was short, try --profile low-memory",
         )
 
 

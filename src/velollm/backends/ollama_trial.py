@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from velollm.backends.base import Setting
-from velollm.backends.child import Child
+from velollm.backends.child import Child, name_shortage
 from velollm.backends.guard import guarded
-from velollm.backends.llamaargs import OPTION_KNOBS
+from velollm.backends.llamaargs import NO_DEBUGGER, OPTION_KNOBS
+from velollm.backends.ollama_home import private_home
 from velollm.backends.ollama_http import OllamaApi, OllamaRefusalError, OllamaServer
 from velollm.backends.ollama_log import Load, parse_failure, parse_listening, parse_loads
-from velollm.errors import VeloError
+from velollm.errors import EngineError, VeloError
 from velollm.knobs import Knobs, KnobValue
 
 _START_S = 60.0
@@ -47,6 +47,7 @@ def trial_environ(
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_NO_CLOUD": "1",
         "LLAMA_ARG_ENDPOINT_METRICS": "1",
+        **NO_DEBUGGER,
         **ours,
     }
 
@@ -103,9 +104,7 @@ def private_ollama(
         VeloError: it does not start, the model does not load (with the reason from its log), or a knob did not take.
     """
     with contextlib.ExitStack() as stack:
-        home = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="velollm-ollama-", ignore_cleanup_errors=True))
-        )
+        home = stack.enter_context(private_home())
         argv = guarded([binary, "serve"])
         environ = trial_environ(os.environ, home, models_dir, settings, port)
         write_config(home, settings)
@@ -113,8 +112,9 @@ def private_ollama(
         stack.callback(child.stop, gently=True)
         address = child.wait_ready(_START_S)
         if address is None:
-            raise VeloError(
-                f"the private Ollama server did not start: {child.why_it_failed() or 'no reason in its log'}",
+            raise EngineError(
+                "the private Ollama server did not start",
+                child.why_it_failed() or "no reason in its log",
                 f"its log is {log}",
             )
         api = OllamaApi(f"http://{address}")
@@ -138,8 +138,8 @@ def _load(api: OllamaApi, model: str, options: Mapping[str, object], child: Chil
     try:
         api.load(model, options, keep_alive=-1)
     except OllamaRefusalError as error:
-        reason = child.wait_for(parse_failure, _LAST_WORDS_S) or error.reason
-        raise VeloError(f"Ollama could not load {model}: {reason}", f"its log is {child.log}") from error
+        reason = name_shortage(child.wait_for(parse_failure, _LAST_WORDS_S) or error.reason)
+        raise EngineError(f"Ollama could not load {model}", reason, f"its log is {child.log}") from error
     loads = parse_loads(child.read_log())
     if not loads:
         raise VeloError(

@@ -25,7 +25,7 @@ from velollm.bench.sizes import (
 )
 from velollm.bench.talk import company, talk, talk_figures
 from velollm.bench.workload import USERS, Workload
-from velollm.errors import VeloError
+from velollm.errors import EngineError
 
 _WARM_ROUND = -1
 _WARM_PROMPT_TOKENS = 16
@@ -181,6 +181,11 @@ class Contender:
                 self._live = live
                 self._fill(live)
 
+    def answer_again(self) -> None:
+        """One more short answer, for its speed. Raises `VeloError` where none comes."""
+        with self.visit() as live:
+            self._warm_request_until_stable(live, _WARM_QUICK_ANSWER, 1)
+
     def _warm_request_until_stable(self, live: Live, answer: Answer, most: int) -> None:
         until_s = self._timer.clock() + _WARM_SHARE * self._timer.left_s()
         rate: float | None = None
@@ -278,8 +283,9 @@ class Contender:
         deadline_s = max(_LEAST_WARM_DEADLINE_S, 0.4 * self._timer.left_s())
         completion = ask(live.server, request, answer, deadline_s)
         if completion.finish == "error" or not completion.events:
-            raise VeloError(
-                f"'{self.name}' does not answer: {completion.error or 'no token came'}",
+            raise EngineError(
+                f"'{self.name}' does not answer",
+                completion.error or "no token came",
                 "give more time, for example --budget 10m, or try a smaller model",
             )
         self._settle_after(live, completion)
@@ -309,14 +315,16 @@ class Contender:
     def _check(self, live: Live, error: str | None) -> None:
         """Give up on an arm whose server is gone or which only fails."""
         if live.processes.all_ended():
-            raise VeloError(
-                f"the server of '{self.name}' ended in the middle of the measurement" + (f": {error}" if error else ""),
-                "it may have run out of memory: try --profile low-memory",
+            raise EngineError(
+                f"the server of '{self.name}' ended in the middle of the measurement",
+                error or "it ended after an answer",
+                "where memory was short, try --profile low-memory",
             )
         self._failures = self._failures + 1 if error else 0
         if self._failures >= _MOST_FAILURES:
-            raise VeloError(
-                f"'{self.name}' failed {self._failures} times in a row, the last time with: {error}",
+            raise EngineError(
+                f"'{self.name}' failed {self._failures} times in a row, the last time with",
+                error or "no answer",
                 "give more time, for example --budget 10m, or try a smaller model",
             )
 

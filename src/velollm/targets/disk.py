@@ -84,19 +84,3 @@ def remove_empty_dirs(paths: tuple[str, ...]) -> None:
     for path in reversed(paths):
         with contextlib.suppress(OSError):
             Path(path).rmdir()
-
-
-def try_lock(fd: int) -> bool:
-    """Take the only lock on an open file, without waiting; closing it, or the process's end, lets go of it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
 
@@ -18,6 +18,8 @@ Place = Literal["won", "lost", "even", "out", "untried"]
 
 LEADER = "leader"
 """Name of the server with the setting to beat."""
+SECOND_LOOK = "second look"
+"""The group of what has won because something that had won was not missed."""
 
 
 @dataclass(frozen=True)
@@ -121,3 +123,24 @@ def place_of(runner: Runner, found: Judgement, winner: Runner | None, able: Sequ
     if found.standing == "better":
         return "lost", "another of its kind is faster" if winner is not None else "decode is no faster with it"
     return "even", "no difference that is sure"
+
+
+def take_back(race: Race, reason: str) -> Race | None:
+    """The race without what has won last, which is out for this reason; None where nothing has won."""
+    won = [place for place, tried in enumerate(race.tried) if tried.place == "won"]
+    last = max((place for place in won if race.tried[place].group != SECOND_LOOK), default=None)
+    if last is None:
+        return None
+    tried, knobs = list(race.tried), dict(race.start)
+    tried[last] = replace(tried[last], place="out", reason=reason)
+    for place in won:
+        if place != last:
+            knobs |= tried[place].values
+    return replace(race, knobs=knobs, tried=tuple(tried))
+
+
+def take_back_all(race: Race, reason: str) -> Race:
+    """The race back at its start: all that has won is out for this reason."""
+    while (fallen := take_back(race, reason)) is not None:
+        race = fallen
+    return race

@@ -34,6 +34,11 @@ class Noise:
     squares: float = _PRIOR_ROUNDS * _USUAL_NOISE**2
     freedom: int = _PRIOR_ROUNDS
 
+    @classmethod
+    def known(cls, deviation: float) -> Noise:
+        """That of a race that is gone on with: the deviation that it had found."""
+        return cls(_PRIOR_ROUNDS * deviation**2)
+
     def learn(self, differences: Sequence[float]) -> None:
         """Differences of one pair: only how they scatter around their own mean counts."""
         if len(differences) < 2 or abs(sum(differences) / len(differences)) > _GROSS:

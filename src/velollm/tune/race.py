@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -13,6 +14,7 @@ from velollm.knobs import Knobs
 from velollm.tune.candidates import Candidate, Ground, groups_of, list_candidates, refine
 from velollm.tune.heat import (
     LEADER,
+    SECOND_LOOK,
     Heat,
     Race,
     Runner,
@@ -21,6 +23,7 @@ from velollm.tune.heat import (
     may_win,
     middle,
     place_of,
+    take_back,
     tried_as,
 )
 from velollm.tune.judge import Judgement, Noise, judge, promises
@@ -37,7 +40,6 @@ _CONTROL_ROUNDS = 4
 _WEIGHTS = {"speculation": 4.0, "threads": 3.0, "slots": 3.0, "placement": 3.0, "batch": 2.0, "flash_attention": 1.5}
 _REFINE_WEIGHT = 2.0
 _SECOND_LOOK_WEIGHT = 2.0
-_SECOND_LOOK = "second look"
 _LEAST_HEAT_S = 1.0
 _MOST_FALLS = 2
 
@@ -78,15 +80,15 @@ def run_race(
 ) -> Race:
     """Go on with a race from where it is until all groups are done or the time is over; ``keep`` sees each step.
 
-    A candidate that does not start, crashes or runs out of memory is out with its reason. Ctrl-C ends the race with
-    what leads so far.
+    A candidate that does not start, crashes or runs out of memory is out with its reason, also where it has won before
+    it does so. Ctrl-C ends the race with what leads so far.
 
     Raises:
-        VeloError: the setting to beat itself does not run.
+        VeloError: the start itself does not run.
     """
     racer = _Racer(race, ground, course, objective, progress)
     try:
-        course.enter(LEADER, race.knobs)
+        racer.start_leader()
         for group in racer.groups:
             if group not in racer.race.done:
                 racer.run_group(group)
@@ -95,6 +97,10 @@ def run_race(
     except KeyboardInterrupt:
         racer.race = replace(racer.race, interrupted=True)
     return racer.race
+
+
+class _FallenBackError(Exception):
+    """What led fails, and what led before it leads again: what is being raced has lost its measure."""
 
 
 class _Racer:
@@ -107,22 +113,53 @@ class _Racer:
         self._course = course
         self._objective = objective
         self._progress = progress
-        self._noise = Noise()
+        self._noise = Noise() if race.noise is None else Noise.known(race.noise)
         self._total_s = max(course.left_s, 1e-9)
         self._knows_noise = race.noise is not None
         self._failures: dict[str, str] = {}
         self._falls = 0
+        self._has_run = False
+
+    def start_leader(self) -> None:
+        """The setting to beat in a server of its own; where it does not start, the one that led before it.
+
+        Raises:
+            VeloError: the start itself does not, or, where it did once, does not any more.
+        """
+        while True:
+            self._course.leave(LEADER)
+            try:
+                self._course.enter(LEADER, self.race.knobs)
+                break
+            except VeloError as error:
+                if self._take_back(reason_of(error)):
+                    continue
+                self._falls += 1
+                if not self._has_run or self._falls > _MOST_FALLS:
+                    raise
+        self._has_run = True
 
     def run_group(self, group: str) -> None:
-        candidates = list_candidates(group, self.race.knobs, self._ground)
+        while True:
+            with contextlib.suppress(_FallenBackError):
+                self._run_group(group)
+                return
+
+    def _run_group(self, group: str) -> None:
+        candidates = self._open(group, list_candidates(group, self.race.knobs, self._ground))
         until_s = self._course.left_s - self._allotted_s(group)
         winner = self._heats(group, candidates, until_s) if candidates else None
         seen = {tried.name for tried in self.race.tried if tried.group == group}
-        more = refine(winner, self.race.knobs, self._ground) if winner is not None else ()
-        more = tuple(candidate for candidate in more if candidate.name not in seen)
+        found = refine(winner, self.race.knobs, self._ground) if winner is not None else ()
+        more = [candidate for candidate in found if candidate.name not in seen]
         if more:
             self._heats(group, more, min(until_s, self._course.left_s - self._allotted_s(group, _REFINE_WEIGHT)))
         self.race = replace(self.race, done=(*self.race.done, group), noise=self._noise.deviation)
+
+    def _open(self, group: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Without those that have failed before: where a group is raced again, nothing is won by a second crash."""
+        out = {tried.name for tried in self.race.tried if tried.group == group and tried.place == "out"}
+        return [candidate for candidate in candidates if candidate.name not in out]
 
     def _allotted_s(self, group: str, weight: float | None = None) -> float:
         """This group's part of the time that is left; what it does not need goes to those after it."""
@@ -137,6 +174,13 @@ class _Racer:
 
         With several candidates in each of several groups, some win by chance; hardly one does so twice.
         """
+        while True:
+            with contextlib.suppress(_FallenBackError):
+                self._prove_again(self._backs())
+                return
+
+    def _backs(self) -> list[Candidate]:
+        """Each group that has won, taken back."""
         start, won = self.race.start, dict.fromkeys(t.group for t in self.race.tried if t.place == "won")
         backs = []
         for group in won:
@@ -144,17 +188,20 @@ class _Racer:
             values = {name: start.get(name) for name in sorted(names) if self.race.knobs.get(name) != start.get(name)}
             if values:
                 backs.append(Candidate(group, values))
+        return backs
+
+    def _prove_again(self, backs: list[Candidate]) -> None:
         while backs and self._course.left_s >= _LEAST_HEAT_S:
             count = self._course.room(len(backs))
             taken, backs = backs[:count], backs[count:]
-            heat = self._run(_SECOND_LOOK, taken, 0.0 if not backs else self._course.left_s / 2)
+            heat = self._run(SECOND_LOOK, taken, 0.0 if not backs else self._course.left_s / 2)
             for runner in heat.runners:
                 found = heat.standing[runner.name]
                 if found.standing == "worse" or found.rounds < _LEAST_ROUNDS:
                     continue
                 self.race = replace(self.race, knobs={**self.race.knobs, **runner.candidate.values})
                 reason = "not missed when it was taken back"
-                self._note([tried_as(_SECOND_LOOK, runner.candidate, "won", reason, found)])
+                self._note([tried_as(SECOND_LOOK, runner.candidate, "won", reason, found)])
 
     def _heats(self, group: str, candidates: Sequence[Candidate], until_s: float) -> Candidate | None:
         """Heats of as many challengers as memory holds; the last one that won, None where none did."""
@@ -178,7 +225,7 @@ class _Racer:
         try:
             while heat.alive and not self._is_over(heat, until_s):
                 names = [LEADER, *(runner.name for runner in heat.alive)]
-                if control is not None and len(control.scores) < _CONTROL_ROUNDS:
+                if control is not None and len(control.scores) < _CONTROL_ROUNDS and _CONTROL not in heat.out:
                     names.append(_CONTROL)
                 self._tell(group, heat.alive, len(heat.base.scores))
                 found = self._round(group, names, len(heat.base.scores))
@@ -187,6 +234,8 @@ class _Racer:
                     continue
                 for runner in (heat.base, *heat.alive, *([] if control is None else [control])):
                     runner.extend(found.get(runner.name), self._objective)
+                if _CONTROL in names and found[_CONTROL] is None:
+                    heat.out.add(_CONTROL)
                 self._drop(group, heat, found)
                 if all(self._judge(r, heat).standing in ("better", "even") for r in heat.alive):
                     break
@@ -207,10 +256,12 @@ class _Racer:
             self._say(f"starting {candidate.name}")
             try:
                 self._course.enter(name, {**self.race.knobs, **candidate.values})
+                hopeless = self._course.is_hopeless(name, LEADER)
             except VeloError as error:
+                self._course.leave(name)
                 self._note([tried_as(group, candidate, "out", reason_of(error))])
                 continue
-            if self._course.is_hopeless(name, LEADER):
+            if hopeless:
                 self._course.leave(name)
                 self._note([tried_as(group, candidate, "lost", "far slower at its first answer")])
                 continue
@@ -222,7 +273,10 @@ class _Racer:
         if self._knows_noise or self._course.block > 1 or self._course.room(2) < 2:
             return None
         self._knows_noise = True
-        self._course.enter(_CONTROL, self.race.knobs)
+        try:
+            self._course.enter(_CONTROL, self.race.knobs)
+        except VeloError:
+            return None  # the usual noise has to do
         return Runner(_CONTROL)
 
     def _round(self, group: str, names: Sequence[str], index: int) -> dict[str, list[Sample] | None]:
@@ -239,19 +293,33 @@ class _Racer:
         return found
 
     def _pick_up_leader(self) -> None:
-        """The setting to beat has failed: it is started again, but not for ever."""
+        """The setting to beat has failed: it is started again, but not for ever.
+
+        Raises:
+            _FallenBackError: another one leads now.
+            VeloError: the start itself fails.
+        """
+        led = self.race.knobs
         self._falls += 1
         if self._falls > _MOST_FALLS:
-            raise VeloError(
-                f"the setting to beat fails again and again, the last time with: {self._failures.get(LEADER)}",
-                "`velollm bench` shows whether the engine runs here at all",
-            )
-        self._restart_leader()
+            reason = self._failures.get(LEADER, "it failed")
+            if not self._take_back(reason):
+                raise VeloError(
+                    f"the setting to beat fails again and again, the last time with: {reason}",
+                    "`velollm bench` shows whether the engine runs here at all",
+                )
+            self._falls = 0
+        self.start_leader()
+        if self.race.knobs != led:
+            raise _FallenBackError
 
-    def _restart_leader(self) -> None:
-        """The setting to beat in a server of its own."""
-        self._course.leave(LEADER)
-        self._course.enter(LEADER, self.race.knobs)
+    def _take_back(self, reason: str) -> bool:
+        """What has won last is out, and what led before it leads; False where nothing has won."""
+        fallen = take_back(self.race, f"it led, and then failed: {reason}")
+        if fallen is None:
+            return False
+        self.race = fallen
+        return True
 
     def _drop(self, group: str, heat: Heat, found: Mapping[str, list[Sample] | None]) -> None:
         """Those that failed, and those that are surely beaten, leave the heat."""
@@ -263,7 +331,7 @@ class _Racer:
                 self._note([tried_as(group, runner.candidate, "out", self._failures.get(runner.name, "it failed"))])
                 heat.out.add(runner.name)
                 beaten = True
-            elif not beaten and best is not None and runner is not best and group != _SECOND_LOOK:
+            elif not beaten and best is not None and runner is not best and group != SECOND_LOOK:
                 beaten = judge(differences(runner.scores, best.scores), self._noise).standing == "worse"
             if beaten:
                 heat.standing[runner.name] = judgement
@@ -286,9 +354,10 @@ class _Racer:
                 self._note([tried_as(group, runner.candidate, place, reason, found)])
         if winner is None:
             return None
-        self.race = replace(self.race, knobs={**self.race.knobs, **winner.candidate.values})
-        self._restart_leader()
-        return winner.candidate
+        knobs = {**self.race.knobs, **winner.candidate.values}
+        self.race = replace(self.race, knobs=knobs)
+        self.start_leader()
+        return winner.candidate if self.race.knobs == knobs else None
 
     def _is_over(self, heat: Heat, until_s: float) -> bool:
         rounds, left_s = len(heat.base.scores), self._course.left_s

@@ -13,7 +13,7 @@ from velollm.bench.exchange import RequestBook
 from velollm.bench.samples import Sample
 from velollm.bench.sizes import Sizes
 from velollm.bench.workload import Workload
-from velollm.errors import VeloError
+from velollm.errors import EngineError, VeloError
 from velollm.knobs import Knobs
 
 Start = Callable[[str, Knobs], AbstractContextManager[RunningServer]]
@@ -119,9 +119,19 @@ class Track:
             found[1].close()
 
     def is_hopeless(self, name: str, other: str) -> bool:
-        """Was its first answer already slower than the other's by so much that a sample would only cost time?"""
-        ours, theirs = self._up[name][0].speed, self._up[other][0].speed
-        return ours.decode_tokens_per_s * _ALONE_SLOWER < theirs.decode_tokens_per_s
+        """Is it slower by so much that a sample would only cost time? Where its first answer was, a second one tells.
+
+        Raises:
+            VeloError: it does not answer a second time.
+        """
+        ours, theirs = self._up[name][0], self._up[other][0]
+
+        def is_slow() -> bool:
+            return ours.speed.decode_tokens_per_s * _ALONE_SLOWER < theirs.speed.decode_tokens_per_s
+
+        if is_slow() and self._stays_up:
+            ours.answer_again()  # something else may have kept the machine for a moment
+        return is_slow()
 
     def next_rounds(self) -> tuple[int, ...]:
         """Numbers of the next rounds; prompts of other rounds are other prompts."""
@@ -179,5 +189,6 @@ class Track:
 
 
 def reason_of(error: VeloError) -> str:
-    """Why a candidate is out, in one line."""
-    return error.message.splitlines()[0] if error.message else "it failed"
+    """Why a candidate is out, in one line: the engine's own reason, as the candidate stands beside it."""
+    reason = error.reason if isinstance(error, EngineError) else error.message
+    return " ".join(reason.split()) or "it failed"

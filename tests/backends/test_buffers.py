@@ -96,3 +96,15 @@ I reserve_compute_meta:        CPU compute buffer size =     5.00 MiB
 """
     alone, both = parse_device_buffers(LOG)["CPU"], parse_device_buffers(LOG + more)["CPU"]
     assert both == {**alone, "draft": 17 * MIB, "picture": 5 * MIB}
+
+
+def test_what_mtp_layers_need_is_not_the_models_own() -> None:
+    more = """\
+I common_speculative_init_result: creating MTP draft context against the target model '/m/model.gguf'
+I llama_context:        CPU  output buffer size =     1.00 MiB
+I llama_kv_cache:        CPU KV buffer size =     4.00 MiB
+I sched_reserve:        CPU compute buffer size =     3.00 MiB
+I sched_reserve:        CPU compute buffer size =     2.00 MiB
+"""
+    alone, both = parse_device_buffers(LOG)["CPU"], parse_device_buffers(LOG + more)["CPU"]
+    assert both == {**alone, "draft": 7 * MIB}

@@ -11,6 +11,7 @@ import yaml
 from tests.models.files import write_gguf
 from tests.shared import shared_dir
 from velollm.errors import VeloError
+from velollm.facts import PartFacts
 from velollm.models.catalog import find_catalog_choice
 from velollm.models.drafts import draft_choices, load_draft_pairs, own_heads, pairs_for
 from velollm.models.families import get_family
@@ -133,11 +134,26 @@ def test_a_draft_trained_for_one_model_is_left_to_a_trial(tmp_path: Path) -> Non
 def test_heads_of_its_own_are_a_choice(tmp_path: Path) -> None:
     facts = model_facts(read_gguf(made(tmp_path / "m.gguf", "qwen3:tiny")), "m")
     assert own_heads(facts, ()) is None
-    with_heads = facts.model_copy(update={"mtp_layers": 1, "mtp_parts": facts.layer_parts})
+    update = {"architecture": "qwen35", "mtp_layers": 1, "mtp_parts": (facts.layer_parts or ())[:1]}
+    with_heads = facts.model_copy(update=update)
     heads = own_heads(with_heads, pairs_for("qwen3.6:27b"))
     assert heads is not None and heads.path is None and heads.kind == "draft-mtp" and heads.compatibility.fits
     assert heads.pair is not None and heads.pair.id == "qwen3.6-27b-mtp"
     assert heads.cost_ratio is not None and 0 < heads.cost_ratio < 1
+    for lacking in ({"architecture": "glm4moe"}, {"mtp_parts": (PartFacts(bytes=0),)}):
+        idle = own_heads(with_heads.model_copy(update=lacking), ())
+        assert idle is not None and not idle.compatibility.fits
+
+
+def test_heads_of_a_made_model_agree_as_they_were_made(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    chosen = Succession(0.8, 40, heads_agreement=0.75)
+    write_model(path, draw_blueprint(get_family("qwen35:tiny").shape, Recipe("q8_0", succession=chosen)))
+    (heads,) = draft_choices(path, []).fit
+    assert heads.kind == "draft-mtp" and heads.acceptance is not None
+    assert (heads.acceptance.low, heads.acceptance.basis) == (0.75, "made")
+    # A layer of four, and the output matrix that every guess passes too.
+    assert heads.cost_ratio is not None and 0.25 < heads.cost_ratio < 0.7
 
 
 def test_a_main_without_tokenizer_is_refused(tmp_path: Path) -> None:

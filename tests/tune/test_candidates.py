@@ -94,10 +94,13 @@ def test_guesses_that_hardly_help_come_last() -> None:
 
 
 def test_layers_for_guessing_are_tried_where_the_model_has_them() -> None:
-    model = {"model": {"name": "m", "mtp_layers": 1}}
-    facts = Facts.model_validate(model)
-    assert {"draft-mtp"} == {v["speculation"] for v in values("speculation", on=ground(facts))[:2]}
+    model = {"name": "m", "architecture": "qwen35", "mtp_layers": 1}
+    facts = Facts.model_validate({"model": model})
+    found = [v for v in values("speculation", on=ground(facts)) if v["speculation"] == "draft-mtp"]
+    assert [(v["speculation_tokens"], v["polling"]) for v in found] == [(2, 0), (4, 0), (2, None), (4, None)]
     assert "draft-mtp" not in {v["speculation"] for v in values("speculation")}
+    skipped = Facts.model_validate({"model": {**model, "architecture": "glm4moe"}})
+    assert "draft-mtp" not in {v["speculation"] for v in values("speculation", on=ground(skipped))}
 
 
 def test_no_guess_is_a_candidate_against_one() -> None:

@@ -17,7 +17,8 @@ from velollm.facts import Frozen, ModelFacts
 from velollm.models.catalog import find_catalog_choice
 from velollm.models.gguf import model_facts
 from velollm.models.header import GgufHeader, MetaValue, read_gguf
-from velollm.models.reads import active_weight_bytes
+from velollm.models.mtp import runs_heads
+from velollm.models.reads import active_weight_bytes, heads_weight_bytes
 from velollm.models.tokenizer import TOKENS, Compatibility, compare_tokenizers, tokenizer_of
 from velollm.models.yamlfile import load_rows
 
@@ -194,16 +195,19 @@ def own_heads(facts: ModelFacts, known: Sequence[DraftPair]) -> DraftChoice | No
     if not facts.mtp_layers:
         return None
     row = next((pair for pair in known if pair.kind == "draft-mtp" and not pair.draft_hf), None)
-    size = sum(part.bytes for part in facts.mtp_parts or ())
-    whole = active_weight_bytes(facts)
+    size, whole = heads_weight_bytes(facts), active_weight_bytes(facts)
+    verdict = Compatibility(True, "they are part of the model")
+    if not runs_heads(facts):
+        words = f"the engine does not run those of {facts.architecture}, or the file does not hold them"
+        verdict = Compatibility(False, words, "kind")
     return DraftChoice(
         name="MTP heads inside the model",
         path=None,
         kind="draft-mtp",
-        compatibility=Compatibility(True, "they are part of the model"),
+        compatibility=verdict,
         file_bytes=None,
         cost_ratio=size / whole if size and whole else None,
-        acceptance=reported(row),
+        acceptance=_made_heads(facts) or reported(row),
         pair=row,
     )
 
@@ -282,6 +286,14 @@ def _made(main: ModelFacts, draft: ModelFacts) -> Acceptance | None:
         return None
     words = f"made to agree with its model after {theirs.agreement:.0%} of the tokens (under greedy decoding)"
     return Acceptance(theirs.agreement, theirs.agreement, "made", (words,))
+
+
+def _made_heads(facts: ModelFacts) -> Acceptance | None:
+    """How far the MTP layers of a made model agree with it."""
+    if facts.made is None or facts.made.heads_agreement is None:
+        return None
+    share = facts.made.heads_agreement
+    return Acceptance(share, share, "made", (f"made to be right after {share:.0%} of the tokens (greedy)",))
 
 
 def reported(row: DraftPair | None) -> Acceptance | None:

@@ -44,6 +44,7 @@ def worst_step(
     kv_type_k: str,
     kv_type_v: str,
     proposed: int = 0,
+    snapshots: int = 1,
 ) -> Step:
     """The step that the engine reserves for: a whole ubatch (src/llama-context.cpp, ``sched_reserve``).
 
@@ -62,6 +63,7 @@ def worst_step(
         flash_attention=flash_attention,
         turns_k=kv_type_k in QUANTIZED_KV_TYPES and _turns(model, model.key_length, model.key_length_swa),
         turns_v=kv_type_v in QUANTIZED_KV_TYPES and _turns(model, model.value_length, model.value_length_swa),
+        snapshots=snapshots,
     )
 
 

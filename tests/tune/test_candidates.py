@@ -6,7 +6,7 @@ import pytest
 
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs, KnobValue, Profile
-from velollm.tune.candidates import GROUPS, Candidate, Ground, groups_of, list_candidates, refine
+from velollm.tune.candidates import GROUPS, Candidate, Draft, Ground, groups_of, list_candidates, refine
 
 CHAT = Profile("chat", "", 8192, 1, "chat", "decode")
 CODE = replace(CHAT, name="code", speculation=("ngram-mod",))
@@ -47,7 +47,11 @@ def values(group: str, base: Knobs = BASE, on: Ground | None = None) -> list[Kno
 
 def test_no_candidate_is_the_setting_itself_and_all_can_be_set() -> None:
     for group in GROUPS:
-        for on in (ground(), ground(GPU, CODE, drafts=("/d.gguf",)), ground(profile=TEAM, openmp=True, lossy=True)):
+        for on in (
+            ground(),
+            ground(GPU, CODE, drafts=(Draft("/d.gguf"),)),
+            ground(profile=TEAM, openmp=True, lossy=True),
+        ):
             for candidate in list_candidates(group, BASE, on):
                 assert any(BASE[name] != value for name, value in candidate.values.items())
                 assert set(candidate.values) <= set(KNOBS)
@@ -66,11 +70,13 @@ def test_prompts_may_take_the_second_thread_of_each_core() -> None:
 
 
 def test_guesses_are_of_drafts_first_then_of_earlier_text() -> None:
-    found = values("speculation", on=ground(profile=CODE, drafts=("/d.gguf",)))
+    found = values("speculation", on=ground(profile=CODE, drafts=(Draft("/d.gguf"),)))
     assert [value["speculation"] for value in found[:4]] == [*["draft-simple"] * 3, "ngram-mod"]
     assert [(value["speculation_tokens"], value["polling"]) for value in found[:3]] == [(3, 0), (6, 0), (3, None)]
     assert found[0]["draft_model"] == "/d.gguf"
     assert len(found) == 8
+    trained = values("speculation", on=ground(drafts=(Draft("/t.gguf", "draft-dflash"),)))
+    assert {(v["speculation"], v["draft_model"]) for v in trained[:3]} == {("draft-dflash", "/t.gguf")}
 
 
 def test_text_that_hardly_repeats_gets_the_short_ones_only() -> None:

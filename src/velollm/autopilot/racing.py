@@ -166,7 +166,7 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
         course.backend.knobs & engine.knobs,
         fixed=frozenset(plan.pins),
         asked=wish.knobs,
-        drafts=tuple(str(path) for path in drafts),
+        drafts=tuple(drafts),
         openmp=isinstance(engine, EmbeddedBackend) or facts.os == "windows",
         lossy=wish.lossy,
         fits=lambda knobs: fits(tuple(knobs.items())),

@@ -15,6 +15,8 @@ from typing import Literal
 from velollm.errors import VeloError
 from velollm.facts import Frozen, ModelFacts
 from velollm.models.catalog import find_catalog_choice
+from velollm.models.dflash import ARCHITECTURE as DFLASH
+from velollm.models.dflash import check_dflash, dflash_cost_ratio, is_dspark
 from velollm.models.gguf import model_facts
 from velollm.models.header import GgufHeader, MetaValue, read_gguf
 from velollm.models.mtp import runs_heads
@@ -23,8 +25,8 @@ from velollm.models.tokenizer import TOKENS, Compatibility, compare_tokenizers, 
 from velollm.models.yamlfile import load_rows
 
 Kind = Literal["draft-simple", "draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark", "ngram"]
-# Drafts that are trained for one main model and say so by their architecture (src/llama-arch.cpp of llama.cpp b10488).
-_TRAINED = ("dflash", "eagle3")
+# A draft that is trained for one main model and says so by its architecture (src/llama-arch.cpp of llama.cpp b10488).
+_EAGLE3 = "eagle3"
 
 
 class Report(Frozen):
@@ -243,15 +245,21 @@ def judge_draft(
     ratio = cost_ratio(main_facts, facts)
     row = pair_of(name, draft.metadata, known)
     verdict = compare_tokenizers(tokenizer_of(main), tokenizer_of(draft))
-    if draft.metadata.get("general.architecture") in _TRAINED:
-        words = f"it is a {facts.architecture} draft, which is trained for one model: only a trial can tell"
+    kind: Kind = "draft-simple"
+    if facts.architecture == DFLASH:
+        kind = "draft-dspark" if is_dspark(draft) else "draft-dflash"
+        ratio = dflash_cost_ratio(main_facts, facts)
+        verdict = check_dflash(main_facts, draft) if verdict.fits else verdict
+    elif facts.architecture == _EAGLE3:
+        kind = "draft-eagle3"
+        words = "it is an eagle3 draft, which is trained for one model and which VeloLLM does not try"
         verdict = Compatibility(False, words, "kind")
-    elif verdict.fits and ratio is not None and ratio >= 1:
+    if verdict.fits and ratio is not None and ratio >= 1:
         verdict = Compatibility(False, f"it reads {ratio:.2g} times the bytes of the model for each token", "size")
     return DraftChoice(
         name=name,
         path=path,
-        kind="draft-simple",
+        kind=kind,
         compatibility=verdict,
         file_bytes=draft.file_bytes,
         cost_ratio=ratio,

@@ -155,7 +155,9 @@ class Filling:
             yield piece
 
     def _is_output(self, name: str) -> bool:
-        return name == "output.weight" or (name == "token_embd.weight" and "output.weight" not in self._names)
+        # A draft without any of the two uses those of its model.
+        tied = "token_embd.weight" in self._names and "output.weight" not in self._names
+        return name == "output.weight" or (name == "token_embd.weight" and tied)
 
     def _scaled(self, type_name: str, role: int, rms: float) -> tuple[memoryview, int]:
         """The bytes of a pool at that scale; kept until another is asked for, as many tensors in a row share one."""

@@ -48,7 +48,7 @@ def estimate_token_cost(model: ModelFacts, *, depth_tokens: int, knobs: Mapping[
 def active_weight_bytes(model: ModelFacts) -> int | None:
     """Bytes of the weights that one token uses; None where it is not known where the weights are."""
     layers = _layer_bytes(model)
-    output = _output_bytes(model)
+    output = output_weight_bytes(model)
     return None if layers is None or output is None else layers + output
 
 
@@ -57,7 +57,7 @@ def heads_weight_bytes(model: ModelFacts) -> int | None:
 
     What such a layer has of routed experts is not known by itself, and is taken for as much as the last layer has.
     """
-    output = _output_bytes(model)
+    output = output_weight_bytes(model)
     if output is None or not model.mtp_parts or model.expert_parts is None:
         return None
     routed = model.expert_parts[-1].bytes if model.expert_parts else 0
@@ -77,7 +77,8 @@ def _layer_bytes(model: ModelFacts) -> int | None:
     return sum(part.bytes for part in model.layer_parts) + round(experts * share)
 
 
-def _output_bytes(model: ModelFacts) -> int | None:
+def output_weight_bytes(model: ModelFacts) -> int | None:
+    """Bytes of the output matrix and its norm; None where it is not known where the weights are."""
     if model.output_part is None or model.input_part is None:
         return None
     tied = sum(model.input_part.matrices.values()) if model.tied_embeddings else 0

@@ -56,12 +56,20 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A file that guesses for the model, and the kind of speculation that it is for."""
+
+    path: str
+    kind: str = "draft-simple"
+
+
+@dataclass(frozen=True)
 class Ground:
     """What candidates depend on besides the setting they start from.
 
     ``supported``: knobs of the backend. ``fixed``: knobs that the user has set, which are not raced. ``asked``: only
-    these knobs (None: all that are usual). ``drafts``: files of models whose vocabulary fits. ``openmp``: whether the
-    engine is built with it. ``fits``: would these knobs fit in memory?
+    these knobs (None: all that are usual). ``drafts``: those that fit the model. ``openmp``: whether the engine is
+    built with it. ``fits``: would these knobs fit in memory?
     """
 
     facts: Facts
@@ -69,7 +77,7 @@ class Ground:
     supported: frozenset[str]
     fixed: Collection[str] = ()
     asked: frozenset[str] | None = None
-    drafts: Sequence[str] = ()
+    drafts: Sequence[Draft] = ()
     openmp: bool = False
     lossy: bool = False
     fits: Callable[[Knobs], bool] = field(default=lambda _: True)
@@ -188,11 +196,11 @@ def _placement(base: Knobs, ground: Ground) -> Iterator[Knobs]:
 def _speculation(base: Knobs, ground: Ground) -> Iterator[Knobs]:
     """No guessing, guesses of a draft or of the model's own layers, and guesses from earlier text."""
     yield _NO_GUESS
-    for path in ground.drafts:
+    for draft in ground.drafts:
         # A draft has threads of its own, from which those of the model must not keep the cores.
         for tokens, polling in _DRAFT_LENGTHS:
             lengths: Knobs = {"speculation_tokens": tokens, "polling": polling}
-            yield {**_NO_GUESS, "speculation": "draft-simple", "draft_model": path, **lengths}
+            yield {**_NO_GUESS, "speculation": draft.kind, "draft_model": draft.path, **lengths}
     model = ground.facts.model
     if model is not None and runs_heads(model):
         # They have threads of their own too: the kept ones are the model's alone (common/common.cpp:1800 of llama.cpp).

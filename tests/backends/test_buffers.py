@@ -108,3 +108,16 @@ I sched_reserve:        CPU compute buffer size =     2.00 MiB
 """
     alone, both = parse_device_buffers(LOG)["CPU"], parse_device_buffers(LOG + more)["CPU"]
     assert both == {**alone, "draft": 7 * MIB}
+
+
+def test_a_buffer_that_is_made_anew_after_the_draft_is_the_models() -> None:
+    more = """\
+I common_speculative_init_result: loading draft model '/m/dflash.gguf'
+I print_info: no_alloc              = 0
+I sched_reserve:        CPU compute buffer size =     3.00 MiB
+I sched_reserve:        CPU compute buffer size =     9.00 MiB
+I srv    load_model: speculative decoding context initialized
+I sched_reserve:  CUDA_Host compute buffer size =   100.00 MiB
+"""
+    alone, both = parse_device_buffers(LOG)["CPU"], parse_device_buffers(LOG + more)["CPU"]
+    assert both == {**alone, "compute": 100 * MIB, "draft": 9 * MIB}

@@ -242,18 +242,8 @@ def judge_draft(
         VeloError: one of them has no tokenizer.
     """
     facts = model_facts(draft, name)
-    ratio = cost_ratio(main_facts, facts)
     row = pair_of(name, draft.metadata, known)
-    verdict = compare_tokenizers(tokenizer_of(main), tokenizer_of(draft))
-    kind: Kind = "draft-simple"
-    if facts.architecture == DFLASH:
-        kind = "draft-dspark" if is_dspark(draft) else "draft-dflash"
-        ratio = dflash_cost_ratio(main_facts, facts)
-        verdict = check_dflash(main_facts, draft) if verdict.fits else verdict
-    elif facts.architecture == _EAGLE3:
-        kind = "draft-eagle3"
-        words = "it is an eagle3 draft, which is trained for one model and which VeloLLM does not try"
-        verdict = Compatibility(False, words, "kind")
+    kind, verdict, ratio = match_draft(main, main_facts, draft, facts)
     if verdict.fits and ratio is not None and ratio >= 1:
         verdict = Compatibility(False, f"it reads {ratio:.2g} times the bytes of the model for each token", "size")
     return DraftChoice(
@@ -266,6 +256,25 @@ def judge_draft(
         acceptance=_made(main_facts, facts) or reported(row),
         pair=row,
     )
+
+
+def match_draft(
+    main: GgufHeader, main_facts: ModelFacts, draft: GgufHeader, facts: ModelFacts
+) -> tuple[Kind, Compatibility, float | None]:
+    """The kind of speculation that a draft is for, whether the engine can run it, and what a guessed token reads.
+
+    Raises:
+        VeloError: one of the two has no tokenizer.
+    """
+    verdict = compare_tokenizers(tokenizer_of(main), tokenizer_of(draft))
+    if facts.architecture == DFLASH:
+        verdict = check_dflash(main_facts, draft) if verdict.fits else verdict
+        return "draft-dspark" if is_dspark(draft) else "draft-dflash", verdict, dflash_cost_ratio(main_facts, facts)
+    ratio = cost_ratio(main_facts, facts)
+    if facts.architecture == _EAGLE3:
+        words = "it is an eagle3 draft, which is trained for one model and which VeloLLM does not try"
+        return "draft-eagle3", Compatibility(False, words, "kind"), ratio
+    return "draft-simple", verdict, ratio
 
 
 def writes_text(header: GgufHeader) -> bool:

@@ -89,10 +89,10 @@ def test_text_that_hardly_repeats_gets_the_short_ones_only() -> None:
 def test_guesses_that_hardly_help_come_last() -> None:
     assert groups_of(ground())[-1] == "speculation"
     assert sorted(groups_of(ground())) == sorted(GROUPS)
-    mtp = Facts.model_validate({"model": {"name": "m", "mtp_layers": 1}})
+    mtp = Facts.model_validate({"model": {"name": "m", "architecture": "qwen35", "mtp_layers": 1}})
     for on in (
         ground(profile=CODE),
-        ground(drafts=("/d.gguf",)),
+        ground(drafts=(Draft("/d.gguf"),)),
         ground(mtp),
         ground(asked=frozenset({"speculation"})),
     ):

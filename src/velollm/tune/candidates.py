@@ -86,7 +86,7 @@ class Ground:
 def groups_of(ground: Ground) -> tuple[str, ...]:
     """The groups in the order of the race: guessing comes last where only text could help that hardly repeats."""
     model = ground.facts.model
-    if _repeats(ground) or ground.drafts or (model is not None and model.mtp_layers):
+    if _repeats(ground) or ground.drafts or (model is not None and runs_heads(model)):
         return GROUPS
     return (*(group for group in GROUPS if group != "speculation"), "speculation")
 
@@ -205,12 +205,7 @@ def _speculation(base: Knobs, ground: Ground) -> Iterator[Knobs]:
     if model is not None and runs_heads(model):
         # They have threads of their own too: the kept ones are the model's alone (common/common.cpp:1800 of llama.cpp).
         for tokens, polling in _HEADS_LENGTHS:
-            yield {
-                **_NO_GUESS,
-                "speculation": "draft-mtp",
-                "speculation_tokens": tokens,
-                "polling": polling,
-            }
+            yield {**_NO_GUESS, "speculation": "draft-mtp", "speculation_tokens": tokens, "polling": polling}
     # Where the profile's text hardly repeats itself, only the short ones can find anything.
     for kind, longest, match in _NGRAMS if _repeats(ground) else [found for found in _NGRAMS if found[2] is not None]:
         yield {**_NO_GUESS, "speculation": kind, "speculation_tokens": longest, "speculation_match": match}

@@ -115,6 +115,8 @@ def test_pick_reason_takes_an_assertion_before_all() -> None:
     asserted = "/src/ggml.c:2263: GGML_ASSERT(ggml_can_repeat(b, a)) failed"
     assert pick_reason([normal, "0.00.020.391 E srv load_model: failed", asserted, "couldn't go on"]) == asserted
     assert pick_reason([normal]) == ""
+    short = "0.00.020.391 E alloc_tensor_range: failed to allocate CPU buffer of size 99"
+    assert pick_reason([short, asserted]) == "alloc_tensor_range: failed to allocate CPU buffer of size 99"
     heads = "llama_init_from_model: context type MTP requested but model doesn't contain MTP layers"
     after = "0.00.020.391 E common_speculative_init_result: failed to create MTP context"
     assert pick_reason([f"0.00.020.391 W {heads}", after]) == heads

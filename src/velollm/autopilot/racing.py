@@ -152,7 +152,7 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
     subject = subject_of(course)
     drafts, notes = drafts_for(course, wish.drafts)
 
-    beside = {str(path): model_facts(read_gguf(path), str(path)) for path in drafts}
+    beside = {draft.path: model_facts(read_gguf(Path(draft.path)), draft.path) for draft in drafts}
 
     @cache
     def fits(items: tuple[tuple[str, KnobValue], ...]) -> bool:

@@ -239,13 +239,15 @@ _THROWN = re.compile(r"terminate called after throwing an instance of '(.{1,80})
 def pick_reason(lines: Sequence[str]) -> str:
     """The line that most likely names a cause, without time stamps; empty where none does.
 
-    That is what the engine asserts, else where its last run of errors begins, as those after it tell what came of it; without any that it
-    marks as such, the first line with a telling word. What our own process around an engine says counts only where the
-    engine itself says nothing: the two come through different pipes, so their order tells nothing.
+    That is where the engine's last run of errors begins, as those after it tell what came of it, but an assertion
+    before errors that are not about memory; without any that it marks as such, the first line with a telling word.
+    What our own process around an engine says counts only where the engine itself says nothing: the two come through
+    different pipes, so their order tells nothing.
     """
     texts = [line.strip() for line in lines if NO_FAILURE not in line]
-    decisive = [text for text in texts if any(words in text for words in _DECISIVE)]
     marked = _last_errors(texts)
+    short = any(_NO_MEMORY.search(text) for text in marked)
+    decisive = [] if short else [text for text in texts if any(words in text for words in _DECISIVE)]
     telling = [text for text in texts if any(word in text.lower() for word in _TELLING)]
     own = [text for text in telling if not text.startswith(WRAPPER_ERROR)]
     found = _STAMP.sub("", next(iter(decisive or marked or own or telling), ""))

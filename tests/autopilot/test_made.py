@@ -64,6 +64,8 @@ def test_wishes_that_contradict_themselves(wish: Wish) -> None:
         (Wish("llama:tiny", predictability=7.0), "predictability of 7 cannot be had"),
         (Wish("llama:tiny", predictability=0.8, period=5000), "cannot repeat every 5000 tokens"),
         (Wish("llama:tiny", layers=9), "has 3 layers, not 9"),
+        (Wish("llama:tiny", predictability=0.8, agreement=0.5), "has no MTP layers that could agree"),
+        (Wish("qwen35:tiny", predictability=0.8, agreement=5.0), "agreement of 5 cannot be had"),
     ],
 )
 def test_wishes_that_no_model_fulfils(wish: Wish, words: str) -> None:

@@ -9,12 +9,17 @@ import psutil
 import pytest
 
 from tests.autopilot.test_flight import Passenger, one_core
+from tests.models.dflash import write_dflash
 from velollm.autopilot import Order, RaceWish, find_drafts, tune
+from velollm.autopilot.chart import chart
+from velollm.autopilot.drafting import drafts_for
 from velollm.autopilot.racing import find_llama_server
 from velollm.autopilot.tuning import raced_course
 from velollm.config import user_paths
 from velollm.errors import UsageError, VeloError
 from velollm.knobs import KNOBS
+from velollm.models.synthetic import TINY
+from velollm.tune.candidates import Draft
 
 WISH = RaceWish(knobs=frozenset({"batch", "ubatch", "repack"}))
 
@@ -78,6 +83,15 @@ def test_drafts_are_files(tiny: Path) -> None:
     assert find_drafts([str(tiny)]) == (tiny.resolve(),)
     with pytest.raises(VeloError):
         find_drafts([str(tiny.with_name("none.gguf"))])
+
+
+def test_a_draft_trained_for_the_model_is_raced_as_what_it_is(tiny: Path, tmp_path: Path) -> None:
+    course = chart(order(tiny), Passenger())
+    draft = write_dflash(tmp_path / "draft.gguf", TINY, None, unknown=400)
+    assert drafts_for(course, [draft]) == ([Draft(str(draft), "draft-dflash")], ())
+    wide = write_dflash(tmp_path / "wide.gguf", dataclasses.replace(TINY, embedding_length=512), None, unknown=400)
+    with pytest.raises(VeloError, match="reads states of 512 values"):
+        drafts_for(course, [wide])
 
 
 @pytest.mark.parametrize("folder", ["lib/ollama", "bin", "bin/lib/ollama"])

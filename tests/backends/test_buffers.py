@@ -96,3 +96,28 @@ I reserve_compute_meta:        CPU compute buffer size =     5.00 MiB
 """
     alone, both = parse_device_buffers(LOG)["CPU"], parse_device_buffers(LOG + more)["CPU"]
     assert both == {**alone, "draft": 17 * MIB, "picture": 5 * MIB}
+
+
+def test_what_mtp_layers_need_is_not_the_models_own() -> None:
+    more = """\
+I common_speculative_init_result: creating MTP draft context against the target model '/m/model.gguf'
+I llama_context:        CPU  output buffer size =     1.00 MiB
+I llama_kv_cache:        CPU KV buffer size =     4.00 MiB
+I sched_reserve:        CPU compute buffer size =     3.00 MiB
+I sched_reserve:        CPU compute buffer size =     2.00 MiB
+"""
+    alone, both = parse_device_buffers(LOG)["CPU"], parse_device_buffers(LOG + more)["CPU"]
+    assert both == {**alone, "draft": 7 * MIB}
+
+
+def test_a_buffer_that_is_made_anew_after_the_draft_is_the_models() -> None:
+    more = """\
+I common_speculative_init_result: loading draft model '/m/dflash.gguf'
+I print_info: no_alloc              = 0
+I sched_reserve:        CPU compute buffer size =     3.00 MiB
+I sched_reserve:        CPU compute buffer size =     9.00 MiB
+I srv    load_model: speculative decoding context initialized
+I sched_reserve:  CUDA_Host compute buffer size =   100.00 MiB
+"""
+    alone, both = parse_device_buffers(LOG)["CPU"], parse_device_buffers(LOG + more)["CPU"]
+    assert both == {**alone, "compute": 100 * MIB, "draft": 9 * MIB}

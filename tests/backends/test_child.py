@@ -110,6 +110,18 @@ def test_pick_reason_takes_what_the_engine_marks_as_an_error() -> None:
     assert pick_reason(lines) == "llama_init_from_model: quantized V cache requires flash_attn to be enabled"
 
 
+def test_pick_reason_takes_an_assertion_before_all() -> None:
+    normal = "0.00.010.671 E llama_init_from_model: failed: x (this warning is normal during memory fitting)"
+    asserted = "/src/ggml.c:2263: GGML_ASSERT(ggml_can_repeat(b, a)) failed"
+    assert pick_reason([normal, "0.00.020.391 E srv load_model: failed", asserted, "couldn't go on"]) == asserted
+    assert pick_reason([normal]) == ""
+    short = "0.00.020.391 E alloc_tensor_range: failed to allocate CPU buffer of size 99"
+    assert pick_reason([short, asserted]) == "alloc_tensor_range: failed to allocate CPU buffer of size 99"
+    heads = "llama_init_from_model: context type MTP requested but model doesn't contain MTP layers"
+    after = "0.00.020.391 E common_speculative_init_result: failed to create MTP context"
+    assert pick_reason([f"0.00.020.391 W {heads}", after]) == heads
+
+
 def test_an_error_that_the_engine_went_on_after_is_not_the_cause() -> None:
     fit = "0.00.008.534 E common_fit_params: encountered an error while trying to fit params to free device memory"
     cause = "0.00.010.726 E llama_model_load: error loading model: error loading model vocabulary: std::bad_alloc"

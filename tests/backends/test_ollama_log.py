@@ -105,6 +105,16 @@ def test_no_failure_where_everything_loaded(log: str) -> None:
     assert parse_failure(read_log(log)) is None
 
 
+def test_an_assertion_is_why_a_load_failed() -> None:
+    text = (
+        "llama_init_from_model: failed to initialize the context: dflash requires ctx_other to be set "
+        "(this warning is normal during memory fitting)\n"
+        "/src/ggml/src/ggml.c:2263: GGML_ASSERT(ggml_can_repeat(b, a)) failed\n"
+    )
+    assert parse_failure(text) == "GGML_ASSERT(ggml_can_repeat(b, a)) failed"
+    assert parse_failure(text.splitlines()[0]) is None
+
+
 def test_truncated_prompts() -> None:
     line = 'time=x level=WARN source=runner.go:1 msg="truncating input prompt" limit=258 prompt=6011 keep=4 new=258\n'
     assert parse_truncations(f"a\n{line}b\n{line}") == [(258, 6011, 258)] * 2

@@ -102,6 +102,7 @@ def test_a_priority_that_the_system_refused_is_told() -> None:
 
 def test_parameters_as_json() -> None:
     assert parse_parameter("num_ctx", "512") == 512
+    assert parse_parameter("draft_num_predict", "2") == 2
     assert parse_parameter("use_mmap", "false") is False
     assert parse_parameter("other", "text") == "text"
 

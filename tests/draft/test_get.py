@@ -12,6 +12,7 @@ import pytest
 
 from tests.fake_ollama import FakeOllama, StoredModel
 from tests.fake_registry import FakeRegistry, fake_registry
+from tests.models.dflash import write_dflash
 from tests.shared import shared_dir
 from velollm.backends.ollama import OllamaBackend
 from velollm.backends.ollama_registry import Registry
@@ -199,3 +200,17 @@ def test_an_installed_model_is_read_from_its_file_else_as_the_server_shows_it(
     fake.files.clear()
     with pytest.raises(VeloError, match="shows no vocabulary"):
         find_here("mine", backend)
+
+
+def test_a_dflash_draft_is_proved_by_more_than_its_vocabulary(
+    backend: OllamaBackend, registry: Registry, tmp_path: Path
+) -> None:
+    shape = get_family("llama:tiny").shape
+    path = tmp_path / "main.gguf"
+    write_model(path, draw_blueprint(shape, Recipe("q8_0")))
+    source = read_file("main", path)
+    for width, fits in ((shape.embedding_length, True), (512, False)):
+        draft = write_dflash(tmp_path / f"{width}.gguf", replace(shape, embedding_length=width), None, unknown=400)
+        proof = prove(source, str(draft), backend, registry)
+        assert (proof.fits, proof.basis) == (fits, "headers")
+        assert "states" in proof.reason

@@ -11,7 +11,7 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from velollm.models.blocks import LAYOUTS, SIGN_TYPES, Pool, encode_signs
+from velollm.models.blocks import LAYOUTS, SIGN_TYPES, Pool, encode_signs, encode_units
 from velollm.models.types import TYPE_IDS
 
 
@@ -59,3 +59,9 @@ def test_signs_are_exact_in_every_format(type_name: str, seed: int, amplitude: f
     rounding = 2**-7 if type_name == "bf16" else 2**-10
     expected = (signs.astype("f8").ravel() * 2 - 1) * amplitude
     assert values(encoded.tobytes(), type_name) == pytest.approx(expected, rel=rounding)
+
+
+@given(st.sampled_from(SIGN_TYPES), st.integers(0, 2**32), st.integers(1, 3))
+def test_ones_are_exact_in_every_format(type_name: str, seed: int, rows: int) -> None:
+    ones = np.random.default_rng(seed).integers(0, 2, (rows, 512), dtype=np.uint8)
+    assert (values(encode_units(ones, type_name).tobytes(), type_name) == ones.ravel()).all()

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.models.dflash import write_dflash
 from tests.models.files import write_gguf
 from tests.shared import shared_dir
 from velollm.errors import VeloError
+from velollm.facts import PartFacts
 from velollm.models.catalog import find_catalog_choice
 from velollm.models.drafts import draft_choices, load_draft_pairs, own_heads, pairs_for
 from velollm.models.families import get_family
@@ -19,7 +21,7 @@ from velollm.models.header import read_gguf
 from velollm.models.succession import Succession
 from velollm.models.synthetic import Recipe, draw_blueprint, write_model
 from velollm.models.tokenizer import TOKENS
-from velollm.models.writer import WriteValue
+from velollm.models.writer import NewTensor, WriteValue
 
 
 def made(path: Path, family: str, succession: Succession | None = None, layers: int | None = None) -> Path:
@@ -117,27 +119,81 @@ def test_reported_acceptance_comes_with_who_reported_it(tmp_path: Path) -> None:
     assert unknown.acceptance is None and unknown.pair is None
 
 
-def test_a_draft_trained_for_one_model_is_left_to_a_trial(tmp_path: Path) -> None:
+def test_a_draft_of_a_kind_that_is_not_tried_is_none(tmp_path: Path) -> None:
     words: dict[str, WriteValue] = {"tokenizer.ggml.model": "llama", TOKENS: ["a", "b"]}
     main, plain, trained = (
         write_gguf(tmp_path / f"{name}.gguf", {**words, "general.architecture": name}.items())
-        for name in ("llama", "qwen3", "dflash")
+        for name in ("llama", "qwen3", "eagle3")
     )
     found = draft_choices(main, [("plain", plain), ("trained", trained)])
     assert [choice.name for choice in found.fit] == ["plain"]
     assert found.fit[0].cost_ratio is None
-    assert [choice.name for choice in found.unfit] == ["trained"]
+    assert [(choice.name, choice.kind) for choice in found.unfit] == [("trained", "draft-eagle3")]
     assert "trained for one model" in found.unfit[0].compatibility.reason
+
+
+def test_a_dflash_draft_fits_a_model_whose_states_it_reads(tmp_path: Path) -> None:
+    shape = get_family("llama:tiny").shape
+    main = made(tmp_path / "main.gguf", "llama:tiny")
+    (found,) = draft_choices(main, [("d", write_dflash(tmp_path / "d.gguf", shape, None, unknown=400))]).fit
+    assert (found.kind, found.compatibility.fits) == ("draft-dflash", True)
+    assert "in layers 1, 2" in found.compatibility.reason
+    # Its two layers, what fuses the states, and the model's output matrix, in one pass for three tokens.
+    assert found.cost_ratio is not None and 0.2 < found.cost_ratio < 0.7
+
+
+@pytest.mark.parametrize(
+    ("main", "changes", "words"),
+    [
+        ("gemma3:tiny", {}, "does not hand out the inner states of gemma3"),
+        ("llama:tiny", {"embedding_length": 512}, "states of 512 values, and those of the model have 256"),
+        ("llama:tiny", {"layers": 9}, "reads layer 8, and the model's last is 2"),
+        ("llama:tiny", {"vocab": 3000}, "tokens"),
+    ],
+)
+def test_a_dflash_draft_that_the_engine_would_end_with(
+    main: str, changes: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    path = made(tmp_path / "main.gguf", main)
+    other = replace(get_family(main).shape, **changes)  # type: ignore[arg-type]
+    draft = write_dflash(tmp_path / "d.gguf", other, None, unknown=400)
+    (found,) = draft_choices(path, [("d", draft)]).unfit
+    assert found.kind == "draft-dflash"
+    assert words in found.compatibility.reason
+
+
+def test_a_dspark_draft_is_none(tmp_path: Path) -> None:
+    words: dict[str, WriteValue] = {"tokenizer.ggml.model": "llama", TOKENS: ["a", "b"]}
+    main = write_gguf(tmp_path / "m.gguf", {**words, "general.architecture": "llama"}.items())
+    markov = NewTensor("markov_w1.weight", (32, 2), "f32")
+    draft = write_gguf(tmp_path / "d.gguf", {**words, "general.architecture": "dflash"}.items(), [markov])
+    (found,) = draft_choices(main, [("d", draft)]).unfit
+    assert (found.kind, "DSpark" in found.compatibility.reason) == ("draft-dspark", True)
 
 
 def test_heads_of_its_own_are_a_choice(tmp_path: Path) -> None:
     facts = model_facts(read_gguf(made(tmp_path / "m.gguf", "qwen3:tiny")), "m")
     assert own_heads(facts, ()) is None
-    with_heads = facts.model_copy(update={"mtp_layers": 1, "mtp_parts": facts.layer_parts})
+    update = {"architecture": "qwen35", "mtp_layers": 1, "mtp_parts": (facts.layer_parts or ())[:1]}
+    with_heads = facts.model_copy(update=update)
     heads = own_heads(with_heads, pairs_for("qwen3.6:27b"))
     assert heads is not None and heads.path is None and heads.kind == "draft-mtp" and heads.compatibility.fits
     assert heads.pair is not None and heads.pair.id == "qwen3.6-27b-mtp"
     assert heads.cost_ratio is not None and 0 < heads.cost_ratio < 1
+    for lacking in ({"architecture": "glm4moe"}, {"mtp_parts": (PartFacts(bytes=0),)}):
+        idle = own_heads(with_heads.model_copy(update=lacking), ())
+        assert idle is not None and not idle.compatibility.fits
+
+
+def test_heads_of_a_made_model_agree_as_they_were_made(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    chosen = Succession(0.8, 40, heads_agreement=0.75)
+    write_model(path, draw_blueprint(get_family("qwen35:tiny").shape, Recipe("q8_0", succession=chosen)))
+    (heads,) = draft_choices(path, []).fit
+    assert heads.kind == "draft-mtp" and heads.acceptance is not None
+    assert (heads.acceptance.low, heads.acceptance.basis) == (0.75, "made")
+    # A layer of four, and the output matrix that every guess passes too.
+    assert heads.cost_ratio is not None and 0.25 < heads.cost_ratio < 0.7
 
 
 def test_a_main_without_tokenizer_is_refused(tmp_path: Path) -> None:

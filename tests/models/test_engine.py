@@ -16,9 +16,10 @@ import pytest
 from tests.shared import shared_dir
 from velollm.backends.buffers import parse_buffers
 from velollm.knobs import KnobValue
+from velollm.models.families import get_family
 from velollm.models.gguf import model_facts, read_gguf
 from velollm.models.memory import DeviceMemory, estimate_memory
-from velollm.models.synthetic import SHAPE_1B, TINY, ensure_model
+from velollm.models.synthetic import SHAPE_1B, TINY, Recipe, draw_blueprint, ensure_model, write_model
 from velollm.units import MIB
 
 pytestmark = pytest.mark.skipif(
@@ -125,3 +126,19 @@ def test_estimates_are_near_for_a_real_model() -> None:
 def test_estimates_are_near_for_the_shape_that_is_measured_with(tmp_path: Path) -> None:
     # Width, heads and feed-forward of the 1B shape; two layers and a small vocabulary keep the file small.
     compare(ensure_model(replace(SHAPE_1B, name="thin", layers=2, vocab=1024), tmp_path), context=4096)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_guesses_of_mtp_layers_keep_what_the_estimate_says(slots: int, tmp_path: Path) -> None:
+    path = tmp_path / "mtp.gguf"
+    write_model(path, draw_blueprint(get_family("qwen35:tiny").shape, Recipe("q4_0")))
+    for kind in ("none", "draft-mtp"):
+        changes: dict[str, Any] = {} if kind == "none" else {"speculation": kind}
+        _, buffers = run_engine(path, threads=1, context=1024, slots=slots, **changes)
+        knobs: dict[str, KnobValue] = {"context_tokens": 1024, "slots": slots, "speculation": kind, "load_mode": "none"}
+        device = estimated(path, knobs)
+        for term in ("weights", "repack", "kv", "recurrent", "output"):
+            assert getattr(device, f"{term}_bytes") == pytest.approx(buffers[term], abs=2 * ROUNDING_BYTES), term
+        # Of a later build than the one whose graphs are counted (test_guesses_real.py holds those against it).
+        assert buffers.get("draft", 0) == pytest.approx(device.draft_bytes, rel=0.3)
+        assert (device.draft_bytes > 0) is (kind == "draft-mtp")

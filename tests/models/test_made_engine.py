@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.models.dflash import write_dflash
 from tests.models.test_engine import run_engine
 from velollm.models.families import get_family, read_families
 from velollm.models.succession import Succession, followers_of
@@ -53,7 +54,8 @@ def followed(answer: dict[str, Any], succession: Succession, vocab: int = 2048) 
 
 
 @pytest.mark.parametrize(
-    ("name", "quant"), [("llama:tiny", "f16"), ("gemma3:tiny", "q4_0"), ("granitehybrid:tiny", "q4_K_M")]
+    ("name", "quant"),
+    [("llama:tiny", "f16"), ("gemma3:tiny", "q4_0"), ("granitehybrid:tiny", "q4_K_M"), ("qwen35:tiny", "q4_0")],
 )
 def test_chosen_text_is_written(name: str, quant: str, tmp_path: Path) -> None:
     path = make(name, tmp_path, Recipe(quant, succession=CHOSEN))
@@ -77,6 +79,36 @@ def test_a_draft_is_accepted_as_often_as_it_agrees(tmp_path: Path) -> None:
     accepted, drafted = (answer["timings"][name] for name in ("draft_n_accepted", "draft_n"))
     assert drafted > 300
     assert accepted / drafted == pytest.approx(expected, abs=0.08)
+
+
+@pytest.mark.parametrize(("share", "quant"), [(None, "q4_K_M"), (0.75, "q8_0")])
+def test_mtp_layers_are_accepted_as_often_as_they_agree(share: float | None, quant: str, tmp_path: Path) -> None:
+    path = make("qwen35:tiny", tmp_path, Recipe(quant, succession=replace(CHOSEN, heads_agreement=share)))
+    body = {**GREEDY, "n_predict": 400}
+    (answer,) = run_engine(path, threads=1, context=2048, speculation="draft-mtp", asked=[body])[0]["asked"]
+    assert followed(answer, CHOSEN) == 1
+    accepted, drafted = (answer["timings"][name] for name in ("draft_n_accepted", "draft_n"))
+    if share is None:
+        assert accepted == drafted > 250
+        return
+    assert drafted > 300
+    assert accepted / drafted == pytest.approx((share + share**2 + share**3) / 3, abs=0.08)
+
+
+@pytest.mark.parametrize("name", ["llama:tiny", "qwen35:tiny"])
+def test_a_dflash_draft_is_right_at_every_second_token(name: str, tmp_path: Path) -> None:
+    """Two tokens take turns, and it guesses the one for every place: of what follows the other, the first is right."""
+    turns = Succession(0.7, 2)
+    path = make(name, tmp_path, Recipe("q8_0", succession=turns))
+    (plain,) = run_engine(path, threads=1, asked=[GREEDY])[0]["asked"]
+    unknown = plain["tokens"][-1]
+    draft = write_dflash(tmp_path / "dflash.gguf", get_family(name).shape, turns, unknown=unknown)
+    settings: dict[str, Any] = {"speculation": "draft-dflash", "draft": str(draft), "threads": 1}
+    (answer,) = run_engine(path, asked=[GREEDY], **settings)[0]["asked"]
+    assert answer["tokens"] == plain["tokens"]
+    accepted, drafted = (answer["timings"][name] for name in ("draft_n_accepted", "draft_n"))
+    assert accepted >= 28
+    assert accepted / drafted == pytest.approx(1 / 3, abs=0.03)
 
 
 def test_repeating_text_is_drafted_from_itself(tmp_path: Path) -> None:

@@ -115,6 +115,41 @@ def test_mtp_layers_keep_a_cache_unless_the_engine_leaves_them_out() -> None:
     assert kv_bytes(model(mtp_layers=1, architecture="mimo2"), 8192, 1, "f16", "f16") == GIB
 
 
+def test_mtp_layers_are_loaded_where_they_guess_and_nowhere_else() -> None:
+    layer = PartFacts(bytes=100 * MIB, matrices={"q4_0": 96 * MIB})
+    heads = {"mtp_layers": 1, "mtp_parts": (layer,)}
+    knobs: dict[str, KnobValue] = {"context_tokens": 4096, "load_mode": "none"}
+    plain = total(placed(architecture="mimo2"), **knobs)
+    assert total(placed(architecture="mimo2", **heads), **knobs) == plain
+    guessing = estimate_memory(placed(architecture="mimo2", **heads), {**knobs, "speculation": "draft-mtp"})
+    assert guessing is not None
+    (device,) = guessing.devices
+    assert device.kv_bytes == 32 * 2 * 8 * 128 * 2 * 4096
+    # Its own cache beside that of the 32 layers, and what it computes in.
+    assert device.draft_bytes > device.kv_bytes // 32
+    assert device.total_bytes > plain + 100 * MIB + device.draft_bytes - MIB
+    # The engine skips those of glm4moe whatever is asked for.
+    other = {**knobs, "speculation": "draft-mtp"}
+    none = estimate_memory(placed(architecture="glm4moe", **heads), other)
+    assert none is not None
+    assert none.devices[0].draft_bytes == 0
+
+
+def test_guesses_keep_older_states() -> None:
+    ssm = SsmFacts(conv_kernel=4, inner_size=4096, state_size=128, group_count=8, time_step_rank=32)
+    recurs = (True,) * 31 + (False,)
+    shape = {"kv_heads": (0,) * 31 + (8,), "recurrent_layers": recurs, "ssm": ssm, "mtp_layers": 1}
+    for architecture, kept in (("qwen35", 4), ("qwen3next", 1)):
+        hybrid = model(architecture=architecture, **shape)
+        one = estimate_memory(hybrid, {"context_tokens": 4096})
+        more = estimate_memory(hybrid, {"context_tokens": 4096, "speculation": "draft-mtp", "speculation_tokens": 3})
+        assert one is not None and more is not None
+        assert more.devices[0].recurrent_bytes == kept * one.devices[0].recurrent_bytes
+        simple = estimate_memory(hybrid, {"context_tokens": 4096, "speculation": "draft-simple"})
+        assert simple is not None
+        assert simple.devices[0].recurrent_bytes == one.devices[0].recurrent_bytes
+
+
 def test_recurrent_layers_keep_a_state_for_each_slot_whatever_the_context() -> None:
     ssm = SsmFacts(conv_kernel=4, inner_size=4096, state_size=128, group_count=8)
     mamba = model(kv_heads=(0,) * 32, heads=(0,) * 32, recurrent_layers=(True,) * 32, ssm=ssm, architecture="mamba2")

@@ -14,6 +14,7 @@ from velollm.models.succession import (
     followers_of,
     output_scale,
     predecessors,
+    read_by_heads,
     sign_rows,
 )
 
@@ -63,6 +64,18 @@ def test_every_cycle_sees_the_agreement() -> None:
         counted += bool(same[token])
         token = int(followers_of(model, vocab, MUTED)[token])
     assert counted == 48
+
+
+@given(st.integers(300, 3000), st.none() | st.integers(8, 64), st.floats(0, 1))
+def test_mtp_layers_read_what_makes_them_agree_on_their_share(vocab: int, period: int | None, share: float) -> None:
+    model = Succession(0.8, period, None, 3, share)
+    after = followers_of(model, vocab, MUTED)
+    seen = read_by_heads(model, vocab, MUTED)
+    assert (seen[:MUTED] == np.arange(MUTED)).all()
+    named = after[seen]
+    assert (named[MUTED:] == after[MUTED:]).mean() == pytest.approx(share, abs=(64 + 1) / (vocab - MUTED))
+    draft = followers_of(Succession(0.8, period, share, 3), vocab, MUTED)
+    assert (named[MUTED:] == draft[MUTED:]).all()
 
 
 def test_signs_are_drawn_by_place() -> None:

@@ -24,7 +24,9 @@ def show() -> dict[str, Any]:
     return body
 
 
-@pytest.mark.parametrize("name", ["granitehybrid:tiny", "deepseek2:tiny", "gemma3:tiny", "qwen3moe:tiny"])
+@pytest.mark.parametrize(
+    "name", ["granitehybrid:tiny", "deepseek2:tiny", "gemma3:tiny", "qwen3moe:tiny", "qwen35:tiny"]
+)
 def test_a_twin_of_a_file_has_its_shape_and_formats(name: str, tmp_path: Path) -> None:
     write_model(tmp_path / "first.gguf", draw_blueprint(get_family(name).shape, Recipe("q4_K_M")))
     first = read_gguf(tmp_path / "first.gguf")
@@ -70,6 +72,22 @@ def test_a_tied_model_gets_an_output_for_chosen_text(tmp_path: Path) -> None:
     model = model_of_header(read_gguf(tmp_path / "tied.gguf"), "tied")
     assert "output.weight" not in {tensor.name for tensor in draw_twin(model).tensors}
     assert draw_twin(model, succession=Succession(0.7)).tensors[-1].name == "output.weight"
+
+
+def test_mtp_layers_of_a_twin_get_what_makes_them_agree(tmp_path: Path) -> None:
+    write_model(tmp_path / "mtp.gguf", draw_blueprint(get_family("qwen35:tiny").shape, Recipe("q8_0")))
+    model = model_of_header(read_gguf(tmp_path / "mtp.gguf"), "mtp")
+    sure = draw_twin(model, succession=Succession(0.7))
+    assert [tensor.name for tensor in sure.tensors[len(model.tensors) :]] == ["output.weight"]
+    assert dict(sure.metadata)["velollm.synthetic.heads_agreement"] == 1
+    wrong = draw_twin(model, succession=Succession(0.7, heads_agreement=0.5))
+    assert wrong.tensors[-1].name == "blk.4.nextn.embed_tokens.weight"
+    write_model(tmp_path / "wrong.gguf", wrong)
+    made = model_facts(read_gguf(tmp_path / "wrong.gguf"), "wrong").made
+    assert made is not None
+    assert made.heads_agreement == 0.5
+    with pytest.raises(VeloError, match="no MTP layers"):
+        draw_twin(model_of_shown(show(), "plain"), succession=Succession(0.7, heads_agreement=0.5))
 
 
 def test_towers_for_pictures_are_left_out() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, Knobs, KnobValue, Profile
-from velollm.tune.candidates import GROUPS, Candidate, Ground, groups_of, list_candidates, refine
+from velollm.tune.candidates import GROUPS, Candidate, Draft, Ground, groups_of, list_candidates, refine
 
 CHAT = Profile("chat", "", 8192, 1, "chat", "decode")
 CODE = replace(CHAT, name="code", speculation=("ngram-mod",))
@@ -47,7 +47,11 @@ def values(group: str, base: Knobs = BASE, on: Ground | None = None) -> list[Kno
 
 def test_no_candidate_is_the_setting_itself_and_all_can_be_set() -> None:
     for group in GROUPS:
-        for on in (ground(), ground(GPU, CODE, drafts=("/d.gguf",)), ground(profile=TEAM, openmp=True, lossy=True)):
+        for on in (
+            ground(),
+            ground(GPU, CODE, drafts=(Draft("/d.gguf"),)),
+            ground(profile=TEAM, openmp=True, lossy=True),
+        ):
             for candidate in list_candidates(group, BASE, on):
                 assert any(BASE[name] != value for name, value in candidate.values.items())
                 assert set(candidate.values) <= set(KNOBS)
@@ -66,11 +70,13 @@ def test_prompts_may_take_the_second_thread_of_each_core() -> None:
 
 
 def test_guesses_are_of_drafts_first_then_of_earlier_text() -> None:
-    found = values("speculation", on=ground(profile=CODE, drafts=("/d.gguf",)))
+    found = values("speculation", on=ground(profile=CODE, drafts=(Draft("/d.gguf"),)))
     assert [value["speculation"] for value in found[:4]] == [*["draft-simple"] * 3, "ngram-mod"]
     assert [(value["speculation_tokens"], value["polling"]) for value in found[:3]] == [(3, 0), (6, 0), (3, None)]
     assert found[0]["draft_model"] == "/d.gguf"
     assert len(found) == 8
+    trained = values("speculation", on=ground(drafts=(Draft("/t.gguf", "draft-dflash"),)))
+    assert {(v["speculation"], v["draft_model"]) for v in trained[:3]} == {("draft-dflash", "/t.gguf")}
 
 
 def test_text_that_hardly_repeats_gets_the_short_ones_only() -> None:
@@ -83,10 +89,10 @@ def test_text_that_hardly_repeats_gets_the_short_ones_only() -> None:
 def test_guesses_that_hardly_help_come_last() -> None:
     assert groups_of(ground())[-1] == "speculation"
     assert sorted(groups_of(ground())) == sorted(GROUPS)
-    mtp = Facts.model_validate({"model": {"name": "m", "mtp_layers": 1}})
+    mtp = Facts.model_validate({"model": {"name": "m", "architecture": "qwen35", "mtp_layers": 1}})
     for on in (
         ground(profile=CODE),
-        ground(drafts=("/d.gguf",)),
+        ground(drafts=(Draft("/d.gguf"),)),
         ground(mtp),
         ground(asked=frozenset({"speculation"})),
     ):
@@ -94,10 +100,13 @@ def test_guesses_that_hardly_help_come_last() -> None:
 
 
 def test_layers_for_guessing_are_tried_where_the_model_has_them() -> None:
-    model = {"model": {"name": "m", "mtp_layers": 1}}
-    facts = Facts.model_validate(model)
-    assert {"draft-mtp"} == {v["speculation"] for v in values("speculation", on=ground(facts))[:2]}
+    model = {"name": "m", "architecture": "qwen35", "mtp_layers": 1}
+    facts = Facts.model_validate({"model": model})
+    found = [v for v in values("speculation", on=ground(facts)) if v["speculation"] == "draft-mtp"]
+    assert [(v["speculation_tokens"], v["polling"]) for v in found] == [(2, 0), (4, 0), (2, None), (4, None)]
     assert "draft-mtp" not in {v["speculation"] for v in values("speculation")}
+    skipped = Facts.model_validate({"model": {**model, "architecture": "glm4moe"}})
+    assert "draft-mtp" not in {v["speculation"] for v in values("speculation", on=ground(skipped))}
 
 
 def test_no_guess_is_a_candidate_against_one() -> None:

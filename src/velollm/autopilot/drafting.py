@@ -1,4 +1,4 @@
-"""Which drafts a race may try: those asked for, else those at hand whose vocabulary fits."""
+"""Which drafts a race may try: those asked for, else those at hand that fit the model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from velollm.backends.ollama import OllamaBackend
 from velollm.draft.sources import models_at_hand
 from velollm.errors import VeloError
 from velollm.models.drafts import draft_choices
+from velollm.tune.candidates import Draft
 
 _MOST_AT_HAND = 2
 
@@ -35,11 +36,11 @@ def find_drafts(names: Sequence[str]) -> tuple[Path, ...]:
     return tuple(path.resolve() for path in found)
 
 
-def drafts_for(course: Course, asked: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+def drafts_for(course: Course, asked: Sequence[Path]) -> tuple[list[Draft], tuple[str, ...]]:
     """Drafts to race, and what to say of those that are left out.
 
     Raises:
-        VeloError: a draft that was asked for does not have the model's vocabulary.
+        VeloError: a draft that was asked for does not fit the model.
     """
     main = course.model.path
     if main is None:
@@ -61,7 +62,7 @@ def drafts_for(course: Course, asked: Sequence[Path]) -> tuple[list[Path], tuple
             f"{first.name} cannot draft for {course.model.name}: {first.compatibility.reason}",
             "`velollm draft list` names those that fit",
         )
-    found = [choice.path for choice in choices.fit if choice.kind == "draft-simple" and choice.path is not None]
+    found = [Draft(str(choice.path), choice.kind) for choice in choices.fit if choice.path is not None]
     found = found if asked else found[:_MOST_AT_HAND]
     return _carried(course, found, installed)
 
@@ -73,13 +74,13 @@ def _installed(course: Course) -> list[tuple[str, Path]]:
 
 
 def _carried(
-    course: Course, drafts: list[Path], installed: Sequence[tuple[str, Path]]
-) -> tuple[list[Path], tuple[str, ...]]:
+    course: Course, drafts: list[Draft], installed: Sequence[tuple[str, Path]]
+) -> tuple[list[Draft], tuple[str, ...]]:
     """Those that the backend can carry: Ollama loads one beside every model of the server."""
     backend = course.backend
     if not drafts or not isinstance(backend, OllamaBackend) or backend.version is None:
         return drafts, ()
-    files = {str(path.resolve()) for path in drafts}
+    files = {str(Path(draft.path).resolve()) for draft in drafts}
     own = (course.model.name, f"{course.model.name}:latest")
     others = [name for name, path in installed if name not in own and str(path.resolve()) not in files]
     if not others:

@@ -82,8 +82,11 @@ def _check(wish: Wish) -> None:
         raise UsageError("--like takes the whole shape of a model", "leave FAMILY, --layers and --drafts-for out")
     if wish.like is None and wish.family is None and wish.drafts_for is None:
         raise UsageError("which model shall be made?", "give FAMILY:SIZE such as llama3.2:1b, or --like MODEL")
-    if wish.agreement is not None and wish.drafts_for is None:
-        raise UsageError("--agreement is a draft's", "give the model that it drafts for: --drafts-for FILE")
+    if wish.agreement is not None and wish.drafts_for is None and wish.predictability is None:
+        raise UsageError(
+            "--agreement is that of a draft or of MTP layers",
+            "give the model that it drafts for: --drafts-for FILE; or --predictability for a model with such layers",
+        )
     if wish.period is not None and (wish.predictability is None or wish.drafts_for is not None):
         raise UsageError(
             "--period is that of a predictable text", "give --predictability too; a draft takes its model's"
@@ -91,7 +94,10 @@ def _check(wish: Wish) -> None:
 
 
 def _succession(wish: Wish, seed: int) -> Succession | None:
-    return None if wish.predictability is None else Succession(wish.predictability, wish.period, None, seed)
+    """The chosen text of a model, with which its own MTP layers, if it has any, shall agree."""
+    if wish.predictability is None:
+        return None
+    return Succession(wish.predictability, wish.period, None, seed, wish.agreement)
 
 
 def find_model(name: str, ollama_host: str | None) -> Model:

@@ -152,7 +152,7 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
     subject = subject_of(course)
     drafts, notes = drafts_for(course, wish.drafts)
 
-    beside = {str(path): model_facts(read_gguf(path), str(path)) for path in drafts}
+    beside = {draft.path: model_facts(read_gguf(Path(draft.path)), draft.path) for draft in drafts}
 
     @cache
     def fits(items: tuple[tuple[str, KnobValue], ...]) -> bool:
@@ -166,7 +166,7 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
         course.backend.knobs & engine.knobs,
         fixed=frozenset(plan.pins),
         asked=wish.knobs,
-        drafts=tuple(str(path) for path in drafts),
+        drafts=tuple(drafts),
         openmp=isinstance(engine, EmbeddedBackend) or facts.os == "windows",
         lossy=wish.lossy,
         fits=lambda knobs: fits(tuple(knobs.items())),

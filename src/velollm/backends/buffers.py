@@ -11,8 +11,10 @@ import re
 from velollm.units import MIB
 
 _LINE = re.compile(r"(\S+)\s+(model|KV|RS|output|compute) buffer size\s*=\s*([\d.]{1,20}) MiB")
-# From here on a draft model is loaded, and what a projector of pictures computes in (tools/mtmd/clip.cpp:3665).
-_DRAFT = "loading draft model '"
+# From here on a draft model is loaded, or MTP layers get buffers of their own (common/speculative.cpp:2396 and 2416).
+_DRAFT = re.compile(r"loading draft model '|creating MTP draft context against ")
+_GUESSES = "speculative decoding context initialized"
+# What a projector of pictures computes in (tools/mtmd/clip.cpp:3665).
 _PICTURES = "reserve_compute_meta:"
 _LOAD = re.compile(r"print_info: no_alloc\s*=\s*(\d)")
 _BUILD = re.compile(r"common_params_print_info: build ([^\n]{1,200})")
@@ -27,20 +29,25 @@ CPU = "CPU"
 def parse_device_buffers(log: str) -> dict[str, dict[str, int]]:
     """Bytes by device and kind: main memory as ``CPU``, GPUs as the engine calls them (``CUDA0``).
 
-    Kinds are the terms of an estimate, ``draft`` (all of a draft model) and ``picture`` (what a projector computes in).
-    Those that the log does not name are absent. A load that only looks at what would fit (``no_alloc``) is passed over.
-    A compute buffer that is named again for the same model replaces what was said before.
+    Kinds are the terms of an estimate, ``draft`` (all of a draft model, or of MTP layers all but their weights) and
+    ``picture`` (what a projector computes in). Those that the log does not name are absent. A load that only looks at
+    what would fit (``no_alloc``) is passed over. A compute buffer that is named again for the same model replaces what
+    was said before.
     """
     found: dict[str, dict[str, int]] = {}
     compute: dict[tuple[int, str, str], int] = {}
-    loads, dry, draft = 0, False, False
+    loads, own, dry, draft = 0, 0, False, False
 
     def add(place: str, term: str, number: int) -> None:
         terms = found.setdefault(_device(place), {})
         terms[term] = terms.get(term, 0) + number
 
     for line in _latest(log).splitlines():
-        draft = draft or _DRAFT in line
+        if not draft and _DRAFT.search(line):
+            own, draft = loads, True
+        elif draft and _GUESSES in line:
+            # A model whose states a draft reads computes its own buffer anew at the first prompt.
+            loads, draft = own, False
         if started := _LOAD.search(line):
             loads, dry = loads + 1, started.group(1) != "0"
         match = _LINE.search(line)

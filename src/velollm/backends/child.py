@@ -222,6 +222,10 @@ _TELLING = ("error", "failed", "fatal", "abort", "unable", "cannot", "couldn't",
 # llama.cpp begins a line with minutes, seconds, milliseconds and microseconds, and a letter for the level.
 _STAMP = re.compile(r"^\d+(?:\.\d+){3} [A-Z] ")
 _BETWEEN_ERRORS = 5
+# What ends the engine for certain, or says more than the errors behind it (src/llama-context.cpp:3639).
+_DECISIVE = ("GGML_ASSERT(", "context type MTP requested")
+# The engine's own words beside a failure that is none (src/llama-context.cpp:154).
+NO_FAILURE = "(this warning is normal"
 _ERROR_STAMP = re.compile(r"^\d+(?:\.\d+){3} E ")
 # Words of llama.cpp b10488 (ggml/src/ggml.c:377 and 1643, ggml-backend.cpp:2369, ggml-cuda.cu:891), C++ and C.
 _NO_MEMORY = re.compile(
@@ -235,15 +239,18 @@ _THROWN = re.compile(r"terminate called after throwing an instance of '(.{1,80})
 def pick_reason(lines: Sequence[str]) -> str:
     """The line that most likely names a cause, without time stamps; empty where none does.
 
-    That is where the engine's last run of errors begins, as those after it tell what came of it; without any that it
-    marks as such, the first line with a telling word. What our own process around an engine says counts only where the
-    engine itself says nothing: the two come through different pipes, so their order tells nothing.
+    That is where the engine's last run of errors begins, as those after it tell what came of it, but an assertion
+    before errors that are not about memory; without any that it marks as such, the first line with a telling word.
+    What our own process around an engine says counts only where the engine itself says nothing: the two come through
+    different pipes, so their order tells nothing.
     """
-    texts = [line.strip() for line in lines]
+    texts = [line.strip() for line in lines if NO_FAILURE not in line]
     marked = _last_errors(texts)
+    short = any(_NO_MEMORY.search(text) for text in marked)
+    decisive = [] if short else [text for text in texts if any(words in text for words in _DECISIVE)]
     telling = [text for text in texts if any(word in text.lower() for word in _TELLING)]
     own = [text for text in telling if not text.startswith(WRAPPER_ERROR)]
-    found = _STAMP.sub("", next(iter(marked or own or telling), ""))
+    found = _STAMP.sub("", next(iter(decisive or marked or own or telling), ""))
     return _with_what(found, texts)[-300:]
 
 

@@ -12,6 +12,8 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from velollm.backends.child import NO_FAILURE
+
 _START = re.compile(r'msg="starting llama-server" cmd="((?:[^"\\]|\\.)*)"')
 _LISTENING = re.compile(r'msg="Listening on (\S+) \(version ([^)]*)\)"')
 _TRUNCATED = re.compile(r'msg="truncating input prompt" limit=(\d+) prompt=(\d+) keep=(\d+) new=(\d+)')
@@ -36,6 +38,7 @@ _ACCEPTED = re.compile(
 )
 _STATISTICS = re.compile(r"\bstatistics +([\w-]{1,32}): .*?\bdur\(b,g,a\) = [\d.]{1,16}, ([\d.]{1,16}), [\d.]{1,16} ms")
 _FAILURES = (
+    re.compile(r"(GGML_ASSERT\(.*)"),
     re.compile(r"(?:^|\s)(error while handling .*|error: .*|invalid argument: .*)"),
     re.compile(r"(quantized V cache .*|context type MTP requested .*|.*out of memory.*|.*failed to allocate.*)", re.I),
     re.compile(r"((?:llama_model_load|llama_init_from_model|srv\s+load_model): (?:error|failed).*)"),
@@ -96,7 +99,7 @@ def _parse_load(command: str, text: str) -> Load:
 def parse_failure(text: str) -> str | None:
     """Why the last load failed, in the engine's own words, where the log has them."""
     # Lines of the child only: the server's own repeat them in quotes.
-    lines = [line for line in text.splitlines() if not line.startswith("time=")]
+    lines = [line for line in text.splitlines() if not line.startswith("time=") and NO_FAILURE not in line]
     for pattern in _FAILURES:
         found = [match for line in lines if (match := pattern.search(line))]
         if found:

@@ -17,6 +17,7 @@ from velollm.backends.llamaargs import NO_DEBUGGER, OPTION_KNOBS
 from velollm.backends.ollama_home import private_home
 from velollm.backends.ollama_http import OllamaApi, OllamaRefusalError, OllamaServer
 from velollm.backends.ollama_log import Load, parse_failure, parse_listening, parse_loads
+from velollm.backends.ollama_render import HEADS_PARAMETER
 from velollm.errors import EngineError, VeloError
 from velollm.knobs import Knobs, KnobValue
 
@@ -27,7 +28,7 @@ _PRIORITY_REFUSED = re.compile(r"(failed to set (?:process|thread) priority [^\n
 # Of the user's environment a trial keeps what finds programs, libraries and devices, and nothing that tunes.
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP")
 _KEPT_PREFIXES = ("CUDA_", "HIP_", "ROCR_", "HSA_", "GGML_", "NVIDIA_")
-_OPTION_KINDS = {"num_ctx": int, "num_batch": int, "num_thread": int, "num_gpu": int}
+_WHOLE_NUMBERS = frozenset({"num_ctx", "num_batch", "num_thread", "num_gpu", HEADS_PARAMETER})
 
 
 def trial_environ(
@@ -79,7 +80,7 @@ def trial_options(knobs: Knobs, settings: Sequence[Setting]) -> dict[str, object
 
 def parse_parameter(name: str, text: str) -> object:
     """A model parameter as JSON: numbers and truth values as such."""
-    if name in _OPTION_KINDS:
+    if name in _WHOLE_NUMBERS:
         return int(text)
     if text in ("true", "false"):
         return text == "true"

@@ -43,7 +43,9 @@ def command(
     ] = None,
     agreement: Annotated[
         float | None,
-        typer.Option("--agreement", metavar="A", help="Share of tokens after which the draft is right (0.8)."),
+        typer.Option(
+            "--agreement", metavar="A", help="Share of tokens after which the draft (0.8) or MTP layers (1) are right."
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Another seed gives other weights.")
@@ -90,5 +92,7 @@ def _print(path: Path, facts: ModelFacts, elapsed_s: float) -> None:
     text = f"each token has one that follows it with probability {made.predictability:.2g} at temperature 1"
     text += f", and text repeats every {made.period} tokens" if made.period else ""
     text += f"; it agrees with its model after {made.agreement:.0%} of the tokens" if made.agreement is not None else ""
+    heads = made.heads_agreement
+    text += f"; its MTP layers agree with it after {heads:.0%} of the tokens" if heads is not None else ""
     out.print(f"Its speed is real; its text is chosen: {text}.", soft_wrap=True)
     out.print("How much of a draft gets accepted is therefore an assumption of yours, not a finding.", soft_wrap=True)

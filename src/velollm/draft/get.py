@@ -12,8 +12,8 @@ from velollm.backends.ollama_get import Report, pull_model
 from velollm.backends.ollama_registry import Registry, RemoteModel, is_insecure, local_name
 from velollm.draft.sources import Source, find_here, find_source, is_file_name, read_remote
 from velollm.errors import VeloError
-from velollm.models.drafts import DraftPair, cost_ratio, pair_of, pairs_for
-from velollm.models.tokenizer import Compatibility, compare_tokenizers, fits_fingerprint
+from velollm.models.drafts import DraftPair, match_draft, pair_of, pairs_for
+from velollm.models.tokenizer import Compatibility, fits_fingerprint
 from velollm.probe.machine import probe_machine
 from velollm.recommend.get import Way, check_space
 
@@ -82,8 +82,7 @@ def _prove_remote(main: Source, remote: RemoteModel, registry: Registry) -> Proo
 
 def compare(main: Source, draft: Source) -> Proof:
     """Both headers by the engine's rule. Raises `VeloError` where one has no tokenizer."""
-    found = compare_tokenizers(main.tokenizer, draft.tokenizer)
-    ratio = cost_ratio(main.facts, draft.facts)
+    _, found, ratio = match_draft(main.header, main.facts, draft.header, draft.facts)
     return Proof(found.fits, found.reason, "headers", found, draft, ratio)
 
 

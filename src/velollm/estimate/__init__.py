@@ -16,6 +16,7 @@ from velollm.estimate.find import Found, find_facts, with_projector
 from velollm.estimate.kept import with_kept
 from velollm.facts import CpuFacts, Facts, GpuFacts, ModelFacts
 from velollm.knobs import Knobs, KnobValue
+from velollm.models.dflash import ARCHITECTURE as DFLASH
 from velollm.models.memory import MemoryEstimate
 from velollm.models.memory_weights import lacking_shape
 from velollm.units import GIB
@@ -95,7 +96,8 @@ def _draft_knobs(draft: Found | None) -> dict[str, KnobValue]:
     """The knobs that put a draft beside the model; one that is not here can only be counted."""
     if draft is None or draft.path is None:
         return {}
-    return {"speculation": "draft-simple", "draft_model": str(draft.path)}
+    kind = "draft-dflash" if draft.facts.architecture == DFLASH else "draft-simple"
+    return {"speculation": kind, "draft_model": str(draft.path)}
 
 
 def _machine(hardware: Path | None) -> Facts:

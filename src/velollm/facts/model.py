@@ -36,7 +36,8 @@ class MadeFacts(Frozen):
 
     ``kind`` is ``random``, or ``predictable``: then each token has one that follows it with the probability
     ``predictability`` at temperature 1, the text repeats every ``period`` tokens, and a draft names the same follower
-    as its model after the share ``agreement`` of the tokens. ``like``: the model whose twin it is.
+    as its model after the share ``agreement`` of the tokens, MTP layers after that of ``heads_agreement``. ``like``:
+    the model whose twin it is.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class MadeFacts(Frozen):
     period: int | None = None
     agreement: float | None = None
     like: str | None = None
+    heads_agreement: float | None = None
 
 
 class PartFacts(Frozen):

@@ -1,4 +1,4 @@
-"""Random blocks of every number format, and blocks that hold signs, written directly.
+"""Random blocks of every number format, and blocks that hold signs or ones, written directly.
 
 A pool of random blocks is drawn once per format; a tensor is a walk around its pool with the scales set so that its
 values have the wanted root mean square. Layouts of blocks: ggml/src/ggml-common.h of llama.cpp b10488.
@@ -140,6 +140,8 @@ def _prime_below(number: int) -> int:
 
 
 SIGN_TYPES = ("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
+# The quant that stands for 0, in formats without a minimum.
+_ZERO = {"q4_0": 8, "q5_0": 16, "q8_0": 0, "q6_k": 32}
 
 
 def encode_signs(signs: npt.NDArray[np.uint8], type_name: str, amplitude: float) -> Bytes:
@@ -149,24 +151,43 @@ def encode_signs(signs: npt.NDArray[np.uint8], type_name: str, amplitude: float)
     """
     import numpy as np
 
-    rows = signs.shape[0]
+    return _encode_steps(signs.astype(np.int8) * np.int8(2) - np.int8(1), type_name, amplitude, lowest=-1)
+
+
+def encode_units(ones: npt.NDArray[np.uint8], type_name: str) -> Bytes:
+    """Rows of 0 and 1 in that format, exactly."""
+    import numpy as np
+
+    return _encode_steps(ones.astype(np.int8), type_name, 1.0, lowest=0)
+
+
+def _encode_steps(steps: npt.NDArray[np.int8], type_name: str, scale: float, *, lowest: int) -> Bytes:
+    """Rows of small whole numbers times ``scale``, none of them below ``lowest`` (−1 or 0)."""
+    import numpy as np
+
+    rows = steps.shape[0]
     if type_name in _FLOATS:
-        values = np.where(signs.astype(bool), np.float32(amplitude), np.float32(-amplitude))
-        return np.frombuffer(_encode_floats(values, type_name), dtype=np.uint8).reshape(rows, -1)
+        return np.frombuffer(_encode_floats(steps * np.float32(scale), type_name), dtype=np.uint8).reshape(rows, -1)
     kind = TENSOR_TYPES[TYPE_IDS[type_name]]
-    flat = signs.reshape(-1, kind.block)
-    blocks = np.zeros((flat.shape[0], kind.block_bytes), dtype=np.uint8)
-    _SIGN_WRITERS[type_name](blocks, flat)
-    scale = np.float16(amplitude).astype("<f2")
+    minimum = LAYOUTS[type_name].minimum
+    zero = -lowest if minimum is not None else _ZERO[type_name]
+    quants = (steps.reshape(-1, kind.block) + np.int8(zero)).view(np.uint8)  # in q8_0 255 is −1
+    blocks = np.zeros((quants.shape[0], kind.block_bytes), dtype=np.uint8)
+    _QUANT_WRITERS[type_name](blocks, quants)
     place = LAYOUTS[type_name].scale_at
-    blocks[:, place : place + 2] = np.frombuffer(scale.tobytes(), dtype=np.uint8)
-    if (minimum := LAYOUTS[type_name].minimum) is not None:
-        # Quants are 0 and 2, so the minimum is one scale below 0, in the sign that the format gives it.
-        low = scale if minimum[1] > 0 else (-scale).astype("<f2")
-        blocks[:, minimum[0] : minimum[0] + 2] = np.frombuffer(low.tobytes(), dtype=np.uint8)
+    blocks[:, place : place + 2] = _half(scale)
+    if minimum is not None:
+        # Quants begin at 0, so the lowest value is the minimum, in the sign that the format gives it.
+        blocks[:, minimum[0] : minimum[0] + 2] = _half(scale * lowest * (-1 if minimum[1] > 0 else 1))
         for start, end, byte in LAYOUTS[type_name].fixed:
             blocks[:, start:end] = byte
     return blocks.reshape(rows, -1)
+
+
+def _half(value: float) -> Bytes:
+    import numpy as np
+
+    return np.frombuffer(np.float16(value).astype("<f2").tobytes(), dtype=np.uint8)
 
 
 def _nibbles(low: Bytes, high: Bytes) -> Bytes:
@@ -174,54 +195,43 @@ def _nibbles(low: Bytes, high: Bytes) -> Bytes:
     return packed
 
 
-def _signs_q4_0(blocks: Bytes, signs: Bytes) -> None:
-    quants = signs * 2 + 7
-    blocks[:, 2:] = _nibbles(quants[:, :16], quants[:, 16:])
+def _quants_4(blocks: Bytes, quants: Bytes) -> None:
+    """Q4_0 and Q4_1, whose quants end the block."""
+    blocks[:, -16:] = _nibbles(quants[:, :16], quants[:, 16:])
 
 
-def _signs_q4_1(blocks: Bytes, signs: Bytes) -> None:
-    quants = signs * 2
-    blocks[:, 4:] = _nibbles(quants[:, :16], quants[:, 16:])
-
-
-def _signs_q5_0(blocks: Bytes, signs: Bytes) -> None:
+def _quants_5(blocks: Bytes, quants: Bytes) -> None:
+    """Q5_0 and Q5_1: the fifth bits stand before the nibbles."""
     import numpy as np
 
-    quants = signs * 2 + 15
-    blocks[:, 2:6] = np.packbits(quants >> 4, axis=1, bitorder="little")
-    quants &= 15
-    blocks[:, 6:] = _nibbles(quants[:, :16], quants[:, 16:])
+    blocks[:, -20:-16] = np.packbits(quants >> 4, axis=1, bitorder="little")
+    _quants_4(blocks, quants & np.uint8(15))
 
 
-def _signs_q5_1(blocks: Bytes, signs: Bytes) -> None:
-    quants = signs * 2
-    blocks[:, 8:] = _nibbles(quants[:, :16], quants[:, 16:])
+def _quants_q8_0(blocks: Bytes, quants: Bytes) -> None:
+    blocks[:, 2:] = quants
 
 
-def _signs_q8_0(blocks: Bytes, signs: Bytes) -> None:
-    blocks[:, 2:] = signs * 2 - 1  # 255 is −1
-
-
-def _signs_k(blocks: Bytes, signs: Bytes, quants_at: int) -> None:
+def _quants_k(blocks: Bytes, quants: Bytes, quants_at: int) -> None:
     """Q4_K and Q5_K: 32 bytes hold 64 values, the first half in the low nibbles."""
-    quants = (signs * 2).reshape(-1, 4, 2, 32)
-    blocks[:, quants_at:] = _nibbles(quants[:, :, 0], quants[:, :, 1]).reshape(-1, 128)
+    parts = quants.reshape(-1, 4, 2, 32)
+    blocks[:, quants_at:] = _nibbles(parts[:, :, 0], parts[:, :, 1]).reshape(-1, 128)
 
 
-def _signs_q4_k(blocks: Bytes, signs: Bytes) -> None:
-    _signs_k(blocks, signs, 16)
+def _quants_q4_k(blocks: Bytes, quants: Bytes) -> None:
+    _quants_k(blocks, quants, 16)
 
 
-def _signs_q5_k(blocks: Bytes, signs: Bytes) -> None:
-    _signs_k(blocks, signs, 48)
+def _quants_q5_k(blocks: Bytes, quants: Bytes) -> None:
+    _quants_k(blocks, quants, 48)
 
 
-def _signs_q6_k(blocks: Bytes, signs: Bytes) -> None:
+def _quants_q6_k(blocks: Bytes, quants: Bytes) -> None:
     """Two halves of 128 values; four runs of 32 share 64 bytes of low nibbles and 32 of upper bit pairs."""
     import numpy as np
 
-    quants = (signs * 2 + 31).reshape(-1, 2, 4, 32)
-    low, high = quants % 16, quants // 16
+    parts = quants.reshape(-1, 2, 4, 32)
+    low, high = parts % 16, parts // 16
     nibbles = np.concatenate([_nibbles(low[:, :, 0], low[:, :, 2]), _nibbles(low[:, :, 1], low[:, :, 3])], axis=2)
     blocks[:, :128] = nibbles.reshape(-1, 128)
     pairs = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
@@ -229,13 +239,13 @@ def _signs_q6_k(blocks: Bytes, signs: Bytes) -> None:
     blocks[:, 192:208] = 1
 
 
-_SIGN_WRITERS = {
-    "q4_0": _signs_q4_0,
-    "q4_1": _signs_q4_1,
-    "q5_0": _signs_q5_0,
-    "q5_1": _signs_q5_1,
-    "q8_0": _signs_q8_0,
-    "q4_k": _signs_q4_k,
-    "q5_k": _signs_q5_k,
-    "q6_k": _signs_q6_k,
+_QUANT_WRITERS = {
+    "q4_0": _quants_4,
+    "q4_1": _quants_4,
+    "q5_0": _quants_5,
+    "q5_1": _quants_5,
+    "q8_0": _quants_q8_0,
+    "q4_k": _quants_q4_k,
+    "q5_k": _quants_q5_k,
+    "q6_k": _quants_q6_k,
 }

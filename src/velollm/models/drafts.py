@@ -15,15 +15,18 @@ from typing import Literal
 from velollm.errors import VeloError
 from velollm.facts import Frozen, ModelFacts
 from velollm.models.catalog import find_catalog_choice
+from velollm.models.dflash import ARCHITECTURE as DFLASH
+from velollm.models.dflash import check_dflash, dflash_cost_ratio, is_dspark
 from velollm.models.gguf import model_facts
 from velollm.models.header import GgufHeader, MetaValue, read_gguf
-from velollm.models.reads import active_weight_bytes
+from velollm.models.mtp import runs_heads
+from velollm.models.reads import active_weight_bytes, heads_weight_bytes
 from velollm.models.tokenizer import TOKENS, Compatibility, compare_tokenizers, tokenizer_of
 from velollm.models.yamlfile import load_rows
 
 Kind = Literal["draft-simple", "draft-mtp", "draft-eagle3", "draft-dflash", "draft-dspark", "ngram"]
-# Drafts that are trained for one main model and say so by their architecture (src/llama-arch.cpp of llama.cpp b10488).
-_TRAINED = ("dflash", "eagle3")
+# A draft that is trained for one main model and says so by its architecture (src/llama-arch.cpp of llama.cpp b10488).
+_EAGLE3 = "eagle3"
 
 
 class Report(Frozen):
@@ -194,16 +197,19 @@ def own_heads(facts: ModelFacts, known: Sequence[DraftPair]) -> DraftChoice | No
     if not facts.mtp_layers:
         return None
     row = next((pair for pair in known if pair.kind == "draft-mtp" and not pair.draft_hf), None)
-    size = sum(part.bytes for part in facts.mtp_parts or ())
-    whole = active_weight_bytes(facts)
+    size, whole = heads_weight_bytes(facts), active_weight_bytes(facts)
+    verdict = Compatibility(True, "they are part of the model")
+    if not runs_heads(facts):
+        words = f"the engine does not run those of {facts.architecture}, or the file does not hold them"
+        verdict = Compatibility(False, words, "kind")
     return DraftChoice(
         name="MTP heads inside the model",
         path=None,
         kind="draft-mtp",
-        compatibility=Compatibility(True, "they are part of the model"),
+        compatibility=verdict,
         file_bytes=None,
         cost_ratio=size / whole if size and whole else None,
-        acceptance=reported(row),
+        acceptance=_made_heads(facts) or reported(row),
         pair=row,
     )
 
@@ -236,24 +242,39 @@ def judge_draft(
         VeloError: one of them has no tokenizer.
     """
     facts = model_facts(draft, name)
-    ratio = cost_ratio(main_facts, facts)
     row = pair_of(name, draft.metadata, known)
-    verdict = compare_tokenizers(tokenizer_of(main), tokenizer_of(draft))
-    if draft.metadata.get("general.architecture") in _TRAINED:
-        words = f"it is a {facts.architecture} draft, which is trained for one model: only a trial can tell"
-        verdict = Compatibility(False, words, "kind")
-    elif verdict.fits and ratio is not None and ratio >= 1:
+    kind, verdict, ratio = match_draft(main, main_facts, draft, facts)
+    if verdict.fits and ratio is not None and ratio >= 1:
         verdict = Compatibility(False, f"it reads {ratio:.2g} times the bytes of the model for each token", "size")
     return DraftChoice(
         name=name,
         path=path,
-        kind="draft-simple",
+        kind=kind,
         compatibility=verdict,
         file_bytes=draft.file_bytes,
         cost_ratio=ratio,
         acceptance=_made(main_facts, facts) or reported(row),
         pair=row,
     )
+
+
+def match_draft(
+    main: GgufHeader, main_facts: ModelFacts, draft: GgufHeader, facts: ModelFacts
+) -> tuple[Kind, Compatibility, float | None]:
+    """The kind of speculation that a draft is for, whether the engine can run it, and what a guessed token reads.
+
+    Raises:
+        VeloError: one of the two has no tokenizer.
+    """
+    verdict = compare_tokenizers(tokenizer_of(main), tokenizer_of(draft))
+    if facts.architecture == DFLASH:
+        verdict = check_dflash(main_facts, draft) if verdict.fits else verdict
+        return "draft-dspark" if is_dspark(draft) else "draft-dflash", verdict, dflash_cost_ratio(main_facts, facts)
+    ratio = cost_ratio(main_facts, facts)
+    if facts.architecture == _EAGLE3:
+        words = "it is an eagle3 draft, which is trained for one model and which VeloLLM does not try"
+        return "draft-eagle3", Compatibility(False, words, "kind"), ratio
+    return "draft-simple", verdict, ratio
 
 
 def writes_text(header: GgufHeader) -> bool:
@@ -282,6 +303,14 @@ def _made(main: ModelFacts, draft: ModelFacts) -> Acceptance | None:
         return None
     words = f"made to agree with its model after {theirs.agreement:.0%} of the tokens (under greedy decoding)"
     return Acceptance(theirs.agreement, theirs.agreement, "made", (words,))
+
+
+def _made_heads(facts: ModelFacts) -> Acceptance | None:
+    """How far the MTP layers of a made model agree with it."""
+    if facts.made is None or facts.made.heads_agreement is None:
+        return None
+    share = facts.made.heads_agreement
+    return Acceptance(share, share, "made", (f"made to be right after {share:.0%} of the tokens (greedy)",))
 
 
 def reported(row: DraftPair | None) -> Acceptance | None:

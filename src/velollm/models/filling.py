@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from velollm.errors import VeloError
-from velollm.models.blocks import SIGN_TYPES, Pool, can_fill, encode_signs
-from velollm.models.succession import LAYERS_SHARE, Succession, output_scale, predecessors, sign_rows
+from velollm.models.blocks import SIGN_TYPES, Pool, can_fill, encode_signs, encode_units
+from velollm.models.succession import LAYERS_SHARE, Succession, output_scale, predecessors, read_by_heads, sign_rows
 from velollm.models.types import TENSOR_TYPES, TYPE_IDS
 from velollm.models.writer import NewTensor
 from velollm.units import MIB
@@ -22,6 +23,10 @@ _SIGNS = 1 << 21
 # What writes into the residual; the small ones of predictable models.
 _WRITERS = ("attn_output.weight", "ffn_down", "ssm_out.weight", "time_mix_output.weight", "channel_mix_value.weight")
 _POST_NORMS = ("post_attention_norm.weight", "post_ffw_norm.weight", "post_norm.weight")
+# Of MTP layers: embeddings and output matrix of their own, and what joins a token (first) and the state before it.
+HEADS_EMBEDDING, _HEADS_OUTPUT = "nextn.embed_tokens.weight", "nextn.shared_head_head.weight"
+HEADS_JOIN = "nextn.eh_proj.weight"
+_CHOSEN = ("token_embd.weight", "output.weight", HEADS_EMBEDDING, _HEADS_OUTPUT, HEADS_JOIN)
 _EMBEDDING, _OUTPUT, _OTHER = range(3)
 
 
@@ -72,14 +77,14 @@ class Filling:
     def pieces(self, index: int, tensor: NewTensor) -> Iterator[bytes | memoryview]:
         """The data of the tensor with that index, about a MiB at a time."""
         if self._chosen(tensor.name):
-            return self._sign_pieces(tensor)
+            return _unit_pieces(tensor) if tensor.name.endswith(HEADS_JOIN) else self._sign_pieces(tensor)
         constant = self._constant(tensor)
         if constant is not None:
             return iter([constant])
         return self._random(index, tensor)
 
     def _chosen(self, name: str) -> bool:
-        return self._values.succession is not None and name in ("token_embd.weight", "output.weight")
+        return self._values.succession is not None and re.sub(r"^blk\.\d+\.", "", name) in _CHOSEN
 
     def _sign_pieces(self, tensor: NewTensor) -> Iterator[bytes]:
         """Embedding rows, or output rows with the embedding of the token before; muted tokens follow none."""
@@ -90,9 +95,11 @@ class Filling:
         width, vocab = tensor.shape
         tokens = np.arange(vocab, dtype=np.int64)
         amplitude = 1 / values.gains.embedding
-        if tensor.name == "output.weight":
+        if tensor.name.endswith(("output.weight", _HEADS_OUTPUT)):
             tokens = predecessors(wanted, vocab, values.muted)
             amplitude = output_scale(wanted.predictability, vocab, values.muted, width) / values.gains.logits
+        elif tensor.name.endswith(HEADS_EMBEDDING):
+            tokens = read_by_heads(wanted, vocab, values.muted)
         step = max(1, _SIGNS // width)
         for start in range(0, vocab, step):
             part = tokens[start : start + step]
@@ -148,7 +155,9 @@ class Filling:
             yield piece
 
     def _is_output(self, name: str) -> bool:
-        return name == "output.weight" or (name == "token_embd.weight" and "output.weight" not in self._names)
+        # A draft without any of the two uses those of its model.
+        tied = "token_embd.weight" in self._names and "output.weight" not in self._names
+        return name == "output.weight" or (name == "token_embd.weight" and tied)
 
     def _scaled(self, type_name: str, role: int, rms: float) -> tuple[memoryview, int]:
         """The bytes of a pool at that scale; kept until another is asked for, as many tensors in a row share one."""
@@ -175,6 +184,19 @@ class Filling:
     def _share(self) -> float:
         """How much one writer may move the residual, of two in each layer whose sums are independent."""
         return LAYERS_SHARE / math.sqrt(2 * max(1, self._values.layers))
+
+
+def _unit_pieces(tensor: NewTensor) -> Iterator[bytes]:
+    """Rows that take the first half as it is and nothing of the second: the state before a token names nothing new."""
+    import numpy as np
+
+    length, rows = tensor.shape
+    step = max(1, _SIGNS // length)
+    for start in range(0, rows, step):
+        ones = np.zeros((min(step, rows - start), length), dtype=np.uint8)
+        at = np.arange(len(ones))
+        ones[at, start + at] = 1
+        yield encode_units(ones, tensor.type_name).tobytes()
 
 
 def _start(seed: int, index: int, blocks: int) -> int:

@@ -231,6 +231,7 @@ def _made(metadata: Mapping[str, MetaValue]) -> MadeFacts | None:
         period=period if count(period) else None,
         agreement=share("agreement"),
         like=like if isinstance(like, str) else None,
+        heads_agreement=share("heads_agreement"),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from velollm.facts import ModelFacts
-from velollm.models.graph import Graph, Tensor, add, get_rows, matmul, mul, norm, result, unary, view
+from velollm.models.graph import I32, Graph, Tensor, add, get_rows, matmul, mul, new, norm, result, unary, view, weight
 from velollm.models.graph_parts import Cache, Heads, Parts, Step
 from velollm.models.graph_states import States
 
@@ -107,6 +107,19 @@ def build_graph(
         return None
 
 
+def build_heads_graph(layer: ModelFacts, step: Step) -> Graph | None:
+    """The graph of one step of MTP layers (``graph_mtp`` in src/models/qwen35.cpp); None as for `build_graph`.
+
+    ``layer``: what one such layer is, as a model of it alone.
+    """
+    if layer.embedding_length is None or layer.layers != 1 or layer.vocab is None:
+        return None
+    try:
+        return _Model(layer, step, (), ()).build_heads()
+    except _UnknownError:
+        return None
+
+
 class _UnknownError(Exception):
     """Something of the shape is not known."""
 
@@ -156,6 +169,21 @@ class _Model:
         cur = matmul(self._model.vocab or 0, cur)
         if recipe.scaled_logits or recipe.logit_softcap:
             cur = unary(cur)
+        cur.kept = True
+        self._graph.expand(cur)
+        return self._graph
+
+    def build_heads(self) -> Graph:
+        """A token and the state before it, joined, through one layer; what comes out is the next state too."""
+        parts, tokens = self._parts, self._step.tokens
+        embedding = get_rows(weight(parts.width, 1), new(tokens, width=I32))
+        state = new(parts.width, tokens)
+        self._positions = parts.positions(self._recipe.positions)
+        self._caches = self._make_caches()
+        joined = result(norm(embedding), norm(state), ne=(2 * parts.width, tokens))
+        cur = norm(self._layer(matmul(parts.width, joined), 0, None))
+        cur.kept = True
+        cur = matmul(self._model.vocab or 0, get_rows(cur, parts.output_ids()))
         cur.kept = True
         self._graph.expand(cur)
         return self._graph

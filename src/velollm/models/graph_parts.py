@@ -39,7 +39,8 @@ class Step:
 
     ``tokens`` over all ``sequences``; ``outputs`` of them get logits. ``streams``: KV caches side by side (1 when
     unified). ``cells`` and ``sliding_cells``: of one stream. ``turns_k``: keys are turned by a Hadamard matrix before
-    they are stored, as the engine does with quantized formats; ``turns_v`` likewise.
+    they are stored, as the engine does with quantized formats; ``turns_v`` likewise. ``snapshots``: recurrent states
+    that are kept of each sequence.
     """
 
     tokens: int
@@ -51,6 +52,7 @@ class Step:
     flash_attention: bool
     turns_k: bool
     turns_v: bool
+    snapshots: int = 1
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class States:
         self._expand = parts.graph.expand
         self._sequences = parts.step.sequences
         self._each = parts.step.tokens // self._sequences
+        self._kept = parts.step.snapshots
         copies = new(self._sequences, width=I32)
         self._main = view(copies, self._sequences)
         self._extra = view(copies, 0)
@@ -83,7 +84,7 @@ class States:
         b = view(xbc, state, groups, each, count, strides=(state * F32, *rows))
         c = view(xbc, state, groups, each, count, strides=(state * F32, *rows))
         step = add(cont(step))
-        scanned = inner * each * count + state * inner * count
+        scanned = inner * each * count + state * inner * count * self._kept
         found = self._read(state * inner, (x, step, weight(1, heads), b, c), scanned)
         self._write(view(found, state * inner, count))
         y = view(found, head, heads, each, count)
@@ -141,7 +142,7 @@ class States:
         v = view(whole, head, heads, each, count, strides=(head * F32, *rows))
         found = result(
             *(q, k, v, view(decay, 1, heads, each, count), beta, before),
-            ne=(inner, each * count + head * count),
+            ne=(inner, each * count + head * count * self._kept),
         )
         self._write(view(found, head * inner, count))
         out = mul(norm(view(found, head, heads, each, count)), unary(view(z, head, heads, each, count)))

@@ -14,6 +14,7 @@ from velollm.knobs import Basis, Knobs
 from velollm.models.memory_cache import cache_size, kv_layer_bytes, state_layer_bytes
 from velollm.models.memory_compute import compute_bytes, output_bytes, picture_bytes, proposed_tokens, worst_step
 from velollm.models.memory_weights import CPU, WeightBytes, estimate_weights, largest_on_cpu, place
+from velollm.models.mtp import heads_bytes, kept_states, loaded, runs_heads
 
 __all__ = [
     "CPU",
@@ -48,7 +49,8 @@ class DeviceMemory:
     """Bytes by purpose on one device: ``CPU`` (main memory) or a GPU, by the name that was given.
 
     ``weights_bytes`` are as in the file (mapped or read), ``repack_bytes`` the copy that suits the processor.
-    ``draft_bytes``: all that a draft model takes there. ``picture_bytes``: what a projector of pictures computes in.
+    ``draft_bytes``: all that a draft model takes there, or the cache and buffers of guesses by MTP layers.
+    ``picture_bytes``: what a projector of pictures computes in.
     """
 
     device: str
@@ -197,7 +199,10 @@ def estimate_memory(
     if beside is None:
         return None
     return MemoryEstimate(
-        tuple(replace(own, draft_bytes=other.total_bytes) for own, other in zip(found, beside, strict=True))
+        tuple(
+            replace(own, draft_bytes=own.draft_bytes + other.total_bytes)
+            for own, other in zip(found, beside, strict=True)
+        )
     )
 
 
@@ -221,7 +226,9 @@ def _devices(
     )
     # Beside a GPU the CPU's weights stay as the GPU can read them (src/llama-model.cpp, ``make_cpu_buft_list``).
     repacks = engine.repacks if settings.repack and not gpus else frozenset()
-    weights = estimate_weights(model, placement, repacks, mmap=settings.mmap)
+    weights = estimate_weights(loaded(model, settings.speculation), placement, repacks, mmap=settings.mmap)
+    proposed = proposed_tokens(settings.speculation, settings.proposed)
+    kept = kept_states(model, settings.speculation, proposed)
     size = cache_size(
         model,
         settings.context,
@@ -231,7 +238,7 @@ def _devices(
         unified=settings.unified,
     )
     kv = kv_layer_bytes(model, size, settings.kv_k, settings.kv_v, transposed=not settings.flash_attention)
-    states = state_layer_bytes(model, settings.slots)
+    states = state_layer_bytes(model, settings.slots, kept)
     step = worst_step(
         model,
         size,
@@ -239,7 +246,8 @@ def _devices(
         flash_attention=settings.flash_attention,
         kv_type_k=settings.kv_k,
         kv_type_v=settings.kv_v,
-        proposed=proposed_tokens(settings.speculation, settings.proposed),
+        proposed=proposed,
+        snapshots=kept,
     )
     names = (CPU, *gpus)
     homes = tuple(names.index(home) for home in (*placement.layers[:layers], placement.output))
@@ -249,7 +257,9 @@ def _devices(
     inner = () if offloads else tuple(names.index(home) for home in placement.feed_forward[:layers])
     compute = compute_bytes(model, step, homes, len(names), parallel=parallel, feed_forward=inner)
     output = output_bytes(model, step)
-    if weights is None or kv is None or states is None or compute is None or output is None:
+    guessing = settings.speculation == "draft-mtp" and runs_heads(model)
+    heads = heads_bytes(model, size, step) if guessing else 0
+    if weights is None or kv is None or states is None or compute is None or output is None or heads is None:
         return None
     if offloads:
         compute = (compute[0], compute[1] + largest_on_cpu(model, placement), *compute[2:])
@@ -265,6 +275,7 @@ def _devices(
             recurrent_bytes=_at(name, placement.layers, states, settings.offload),
             compute_bytes=compute[number],
             output_bytes=output if name == CPU else 0,
+            draft_bytes=heads if name == placement.layers[-1] else 0,
             picture_bytes=pictures if name == (*gpus, CPU)[0] else 0,
         )
         for number, name in enumerate(names)

@@ -21,8 +21,8 @@ _OTHER_CACHES = frozenset(
         *("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "t5", "t5encoder"),
     }
 )
-# Their cache leaves MTP layers out (src/llama-model.cpp, ``create_memory``).
-_MTP_WITHOUT_CACHE = frozenset({"step35", "hunyuan-v3", "mimo2", "qwen3next", "qwen35", "qwen35moe"})
+# Their cache leaves MTP layers out; guessing with these has one of its own (src/llama-model.cpp, ``create_memory``).
+MTP_APART = frozenset({"step35", "hy_v3", "mimo2", "qwen3next", "qwen35", "qwen35moe"})
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def kv_layer_bytes(
         row * (size.sliding_cells if slide else size.cells) * size.streams
         for row, slide in zip(rows, slides, strict=True)
     ]
-    if found and model.mtp_layers and model.architecture not in _MTP_WITHOUT_CACHE:
+    if found and model.mtp_layers and model.architecture not in MTP_APART:
         # The engine makes a full cache for them, whether they are used or not (src/llama-kv-cache.cpp, n_layer_all).
         full = [row for row, slide in zip(rows, slides, strict=True) if not slide]
         found += [max(full, default=0) * size.cells * size.streams] * model.mtp_layers
@@ -114,8 +114,11 @@ def head_sizes(model: ModelFacts, layer: int) -> tuple[int, int] | None:
     return None if key is None or value is None else (key, value)
 
 
-def state_layer_bytes(model: ModelFacts, slots: int) -> tuple[int, ...] | None:
-    """Recurrent state of each layer, for all slots, in float32; None where its size is unknown."""
+def state_layer_bytes(model: ModelFacts, slots: int, kept: int = 1) -> tuple[int, ...] | None:
+    """Recurrent state of each layer, for all slots, in float32; None where its size is unknown.
+
+    ``kept``: states of each slot, which with guesses are those before the last tokens too.
+    """
     if model.recurrent_layers is None:
         return None
     if not any(model.recurrent_layers):
@@ -124,7 +127,7 @@ def state_layer_bytes(model: ModelFacts, slots: int) -> tuple[int, ...] | None:
     values = None if model.ssm is None else _state_values(model.ssm)
     if values is None:
         return None
-    return tuple(values * _FLOAT_BYTES * slots if recurrent else 0 for recurrent in model.recurrent_layers)
+    return tuple(values * _FLOAT_BYTES * slots * kept if recurrent else 0 for recurrent in model.recurrent_layers)
 
 
 def _state_values(ssm: SsmFacts) -> int | None:

@@ -26,6 +26,8 @@ _PROPOSED = {
 _FIXED = frozenset({"none", "ngram-cache"})
 _CPU_ALIGNMENT = 32  # TENSOR_ALIGNMENT, ggml/src/ggml-impl.h
 _GPU_ALIGNMENT = 128  # ggml/src/ggml-cuda/ggml-cuda.cu, ggml_backend_cuda_buffer_type_get_alignment
+# Its graph picks no rows (src/models/dflash.cpp), and what samples from them has them once more.
+_ALL_OUTPUTS = "dflash"
 _TURNED_HEAD = 64  # src/llama-kv-cache.cpp, attn_rot_k
 
 
@@ -44,14 +46,15 @@ def worst_step(
     kv_type_k: str,
     kv_type_v: str,
     proposed: int = 0,
+    snapshots: int = 1,
 ) -> Step:
     """The step that the engine reserves for: a whole ubatch (src/llama-context.cpp, ``sched_reserve``).
 
     Each slot gets one row of logits, and one more for each ``proposed`` token of speculation
-    (tools/server/server-context.cpp, ``server_output_limits``).
+    (tools/server/server-context.cpp, ``server_output_limits``); a DFlash draft makes one for every token.
     """
     tokens = -(-size.ubatch // slots) * slots
-    rows = slots * (1 + proposed)
+    rows = tokens if model.architecture == _ALL_OUTPUTS else slots * (1 + proposed)
     return Step(
         tokens=tokens,
         sequences=slots,
@@ -62,6 +65,7 @@ def worst_step(
         flash_attention=flash_attention,
         turns_k=kv_type_k in QUANTIZED_KV_TYPES and _turns(model, model.key_length, model.key_length_swa),
         turns_v=kv_type_v in QUANTIZED_KV_TYPES and _turns(model, model.value_length, model.value_length_swa),
+        snapshots=snapshots,
     )
 
 
@@ -88,10 +92,12 @@ def compute_bytes(
     graph = build_graph(model, step, *((homes, feed_forward) if devices > 1 else ()))
     if graph is None:
         return None
+    more = step.outputs * (model.vocab or 0) * _FLOAT_BYTES if model.architecture == _ALL_OUTPUTS else 0
     if devices == 1:
-        return graph.buffer_bytes()
+        return (graph.buffer_bytes()[0] + more,)
     graph.copy_between(4 if parallel else 1)
-    return graph.buffer_bytes((_CPU_ALIGNMENT, *[_GPU_ALIGNMENT] * (devices - 1)))
+    found = graph.buffer_bytes((_CPU_ALIGNMENT, *[_GPU_ALIGNMENT] * (devices - 1)))
+    return (*found[:-1], found[-1] + more)
 
 
 @lru_cache(maxsize=8)

@@ -16,6 +16,7 @@ _EXPERTS = re.compile(r"\.ffn_(?:gate|up|down|gate_up)_(?:ch)?exps\.")
 # What `cpu_ffn_layers` moves: no norms, no routers (backends/llamaargs.py names the same ones to the engine).
 _FEED_FORWARD = re.compile(r"\.ffn_(?:gate|up|down)(?:_shexp)?\.(?:weight|bias)$")
 _OTHER_PARTS = ("v.", "mm.", "a.", "resampler.")  # tools/mtmd/clip-impl.h, TN_*
+_LOOKED_UP = ".nextn.embed_tokens.weight"
 _INPUTS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
 # Rows that every repacked format interleaves (ggml/src/ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type).
 _ROWS = 8
@@ -94,7 +95,8 @@ def _is_matrix(info: TensorInfo, dimensions: int) -> bool:
     shape = info.shape
     while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]
-    return info.name.endswith(".weight") and len(shape) == dimensions and shape[1] % _ROWS == 0
+    multiplied = info.name.endswith(".weight") and not info.name.endswith(_LOOKED_UP)
+    return multiplied and len(shape) == dimensions and shape[1] % _ROWS == 0
 
 
 def _both(first: PartFacts, second: PartFacts) -> PartFacts:

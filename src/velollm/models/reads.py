@@ -36,7 +36,7 @@ def estimate_token_cost(model: ModelFacts, *, depth_tokens: int, knobs: Mapping[
     Of routed experts those count that work on one token; the embedding only where the output matrix is tied to it.
     """
     weights = active_weight_bytes(model)
-    depth = {"context_tokens": max(1, depth_tokens), "slots": 1}
+    depth: dict[str, KnobValue] = {"context_tokens": max(1, depth_tokens), "slots": 1, "speculation": "none"}
     memory = estimate_memory(model, {**knobs, **depth})
     operations = _prompt_operations(model, weights)
     if weights is None or memory is None or operations is None:
@@ -48,8 +48,23 @@ def estimate_token_cost(model: ModelFacts, *, depth_tokens: int, knobs: Mapping[
 def active_weight_bytes(model: ModelFacts) -> int | None:
     """Bytes of the weights that one token uses; None where it is not known where the weights are."""
     layers = _layer_bytes(model)
-    output = _output_bytes(model)
+    output = output_weight_bytes(model)
     return None if layers is None or output is None else layers + output
+
+
+def heads_weight_bytes(model: ModelFacts) -> int | None:
+    """Bytes of the weights that one guess of its MTP layers uses, the model's output matrix among them.
+
+    What such a layer has of routed experts is not known by itself, and is taken for as much as the last layer has.
+    """
+    output = output_weight_bytes(model)
+    if output is None or not model.mtp_parts or model.expert_parts is None:
+        return None
+    routed = model.expert_parts[-1].bytes if model.expert_parts else 0
+    if routed and not (model.experts and model.experts_used):
+        return None
+    idle = routed * (1 - (model.experts_used or 0) / model.experts) if model.experts else 0
+    return output + sum(round(max(0, sum(part.matrices.values()) - idle)) for part in model.mtp_parts)
 
 
 def _layer_bytes(model: ModelFacts) -> int | None:
@@ -62,7 +77,8 @@ def _layer_bytes(model: ModelFacts) -> int | None:
     return sum(part.bytes for part in model.layer_parts) + round(experts * share)
 
 
-def _output_bytes(model: ModelFacts) -> int | None:
+def output_weight_bytes(model: ModelFacts) -> int | None:
+    """Bytes of the output matrix and its norm; None where it is not known where the weights are."""
     if model.output_part is None or model.input_part is None:
         return None
     tied = sum(model.input_part.matrices.values()) if model.tied_embeddings else 0

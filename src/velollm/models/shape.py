@@ -14,13 +14,17 @@ _RECURRENT = "R"
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions: base frequencies, rotated values of a head, and how longer contexts were reached."""
+    """Rotary positions: base frequencies, rotated values of a head, and how longer contexts were reached.
+
+    ``sections``: pairs of values that turn with time, height and width, where pictures have positions of their own.
+    """
 
     theta: float = 10000.0
     theta_swa: float | None = None
     dims: int | None = None
     scaling: tuple[tuple[str, str | float], ...] = ()
     applied: bool = True
+    sections: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,14 @@ class Latent:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """A Mamba-2 mixer; ``time_step_rank`` is its number of heads."""
+    """A mixer: of Mamba-2, or a gated delta net (``kind``); ``time_step_rank`` is its number of heads."""
 
     inner_size: int
     state_size: int
     conv_kernel: int
     time_step_rank: int
     group_count: int
+    kind: str = "mamba2"
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Shape:
     """The shape of a model; ``context_train`` is only declared, as nothing was trained.
 
     ``kv_heads`` counts in layers that attend. ``layer_pattern`` has one letter a layer as in the model catalog (R
-    recurs); empty where no layer does. ``tied``: the output matrix is the embedding matrix.
+    recurs); empty where no layer does. ``tied``: the output matrix is the embedding matrix. ``mtp_layers``: layers
+    behind the others that guess further tokens, which only some architectures are made with.
     """
 
     name: str
@@ -83,6 +89,7 @@ class Shape:
     experts: Experts | None = None
     latent: Latent | None = None
     recurrent: Recurrent | None = None
+    mtp_layers: int = 0
 
     @property
     def head_length(self) -> int:
@@ -133,6 +140,7 @@ def shape_of_row(row: CatalogModel, entry: Mapping[str, Any]) -> Shape:
         if mla is None
         else Latent(mla.kv_lora_rank, mla.nope_length, mla.rope_length, mla.value_length, mla.q_lora_rank),
         recurrent=None if ssm is None else _recurrent(ssm.model_dump()),
+        mtp_layers=row.mtp_layers or 0,
     )
 
 
@@ -164,6 +172,7 @@ def parse_shape(entry: Mapping[str, Any]) -> Shape:
         experts=_experts(entry),
         latent=_latent(entry.get("mla")),
         recurrent=_recurrent(entry.get("ssm")),
+        mtp_layers=entry.get("mtp_layers") or 0,
     )
 
 
@@ -179,6 +188,7 @@ def _rope(fields: Mapping[str, Any]) -> Rope:
         dims=fields.get("dims"),
         scaling=tuple((key, value if isinstance(value, str) else float(value)) for key, value in scaling.items()),
         applied="NoPE" not in (fields.get("note") or ""),
+        sections=tuple(fields.get("sections") or ()),
     )
 
 
@@ -210,7 +220,7 @@ def _latent(fields: Mapping[str, Any] | None) -> Latent | None:
 
 
 def _recurrent(fields: Mapping[str, Any] | None) -> Recurrent | None:
-    if not fields or fields.get("kind") != "mamba2":
+    if not fields or fields.get("kind") not in ("mamba2", "gated_delta_net"):
         return None
-    names = ("inner_size", "state_size", "conv_kernel", "time_step_rank", "group_count")
+    names = ("inner_size", "state_size", "conv_kernel", "time_step_rank", "group_count", "kind")
     return Recurrent(*(fields[name] for name in names))

@@ -8,7 +8,7 @@ those of all others are near 0.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -33,20 +33,24 @@ class Succession:
     ``predictability``: probability of the follower at temperature 1, with no token cut off. ``period``: tokens after
     which the text repeats; None where it does not before every token was written. ``agreement``: share of tokens
     after which this (draft) model names the same follower as the one it drafts for, which has the same seed.
+    ``heads_agreement``: the same of the model's own MTP layers, which by themselves always do.
     """
 
     predictability: float
     period: int | None = None
     agreement: float | None = None
     seed: int = 1
+    # Not told in marks: what it changes is, and files that were made before it came are still whole.
+    heads_agreement: float | None = field(default=None, repr=False)
 
 
 def check_succession(wanted: Succession, writable: int) -> None:
     """Raises `VeloError` for numbers that no model can be made with."""
     if not 0 < wanted.predictability < 1:
         raise VeloError(f"a predictability of {wanted.predictability:g} cannot be had", "give 0 to 1, such as 0.8")
-    if wanted.agreement is not None and not 0 <= wanted.agreement <= 1:
-        raise VeloError(f"an agreement of {wanted.agreement:g} cannot be had", "give 0 to 1, such as 0.8")
+    for agreement in (wanted.agreement, wanted.heads_agreement):
+        if agreement is not None and not 0 <= agreement <= 1:
+            raise VeloError(f"an agreement of {agreement:g} cannot be had", "give 0 to 1, such as 0.8")
     if wanted.period is not None and not 2 <= wanted.period <= writable:
         raise VeloError(f"text cannot repeat every {wanted.period} tokens", f"give a period of 2 to {writable}")
 
@@ -73,6 +77,15 @@ def followers_of(wanted: Succession, vocab: int, muted: int) -> Tokens:
     after = np.full(vocab, -1, dtype=np.int64)
     after[before[muted:]] = np.arange(muted, vocab)
     return after
+
+
+def read_by_heads(wanted: Succession, vocab: int, muted: int) -> Tokens:
+    """For each token the one whose embedding MTP layers see in its place, so that they agree on their share."""
+    import numpy as np
+
+    named = followers_of(replace(wanted, agreement=wanted.heads_agreement), vocab, muted)
+    before = predecessors(wanted, vocab, muted)
+    return np.where(named < 0, np.arange(vocab), before[named])
 
 
 def _order(seed: int, vocab: int, muted: int) -> Tokens:

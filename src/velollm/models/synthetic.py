@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -22,8 +22,8 @@ from velollm.config import ensure_dir
 from velollm.errors import VeloError
 from velollm.facts import ModelFacts
 from velollm.models.architectures import find_architecture
-from velollm.models.architectures.base import Key
-from velollm.models.filling import Filling, Gains, Values
+from velollm.models.architectures.base import Key, Part
+from velollm.models.filling import HEADS_EMBEDDING, HEADS_JOIN, Filling, Gains, Values
 from velollm.models.gguf import model_facts
 from velollm.models.header import GgufHeader, read_gguf
 from velollm.models.quantization import choose_types, find_quantization
@@ -112,8 +112,9 @@ def draw_blueprint(shape: Shape, recipe: Recipe = PURE_Q4_0) -> Blueprint:
     architecture = find_architecture(shape.architecture)
     quantization = find_quantization(recipe.quantization, pure=recipe.pure)
     succession = recipe.succession
+    parts = list(architecture.tensors(shape, tied=shape.tied and succession is None))
     tensors = choose_types(
-        architecture.tensors(shape, tied=shape.tied and succession is None),
+        [*parts, *heads_embeddings(succession, parts, shape.name)],
         quantization,
         layers=shape.layers,
         experts=shape.experts.count if shape.experts else 0,
@@ -130,6 +131,26 @@ def draw_blueprint(shape: Shape, recipe: Recipe = PURE_Q4_0) -> Blueprint:
         succession=succession,
         rope_factors=_llama3_factors(shape.rope, shape.head_length),
     )
+
+
+def heads_embeddings(succession: Succession | None, parts: Sequence[Part], name: str) -> list[Part]:
+    """The embeddings of their own that the MTP layers among ``parts`` need to be wrong now and then.
+
+    Raises:
+        VeloError: there are no such layers, and they shall agree.
+    """
+    agreement = None if succession is None else succession.heads_agreement
+    if agreement is None:
+        return []
+    sizes = dict(parts)
+    joins = [part for part, _ in parts if part.endswith(HEADS_JOIN)]
+    if not joins:
+        raise VeloError(
+            f"{name} has no MTP layers that could agree",
+            "leave --agreement out, or make a draft for the model with --drafts-for",
+        )
+    wanted = [join.replace(HEADS_JOIN, HEADS_EMBEDDING) for join in joins if agreement < 1]
+    return [(part, sizes["token_embd.weight"]) for part in wanted if part not in sizes]
 
 
 def assemble(
@@ -160,7 +181,7 @@ def assemble(
         ("general.architecture", entries["general.architecture"]),
         ("general.name", name),
         ("general.description", "Random weights made by VeloLLM to measure speed; its text has no meaning."),
-        *_mark_keys(succession, like),
+        *_mark_keys(succession, like, heads=any(tensor.name.endswith(HEADS_JOIN) for tensor in tensors)),
         ("general.quantization_version", 2),
         *(item for item in entries.items() if item[0] != "general.architecture"),
         *_tokenizer_keys(words),
@@ -168,7 +189,7 @@ def assemble(
     return Blueprint(name, tuple(metadata), tensors, values)
 
 
-def _mark_keys(succession: Succession | None, like: str | None) -> Iterator[Key]:
+def _mark_keys(succession: Succession | None, like: str | None, *, heads: bool) -> Iterator[Key]:
     """What a reader of the file has to know of its text (`read_succession`, and `MadeFacts` in facts)."""
     yield f"{_MARK}.kind", "random" if succession is None else "predictable"
     if like is not None:
@@ -181,6 +202,8 @@ def _mark_keys(succession: Succession | None, like: str | None) -> Iterator[Key]
         yield f"{_MARK}.period", succession.period
     if succession.agreement is not None:
         yield f"{_MARK}.agreement", float(succession.agreement)
+    if heads:
+        yield f"{_MARK}.heads_agreement", 1.0 if succession.heads_agreement is None else succession.heads_agreement
 
 
 def read_succession(header: GgufHeader) -> Succession | None:

@@ -15,7 +15,7 @@ from velollm.models.header import GgufHeader, Passed
 from velollm.models.quantization import choose_types, find_quantization, in_layer_order
 from velollm.models.shown import parse_shown_header
 from velollm.models.succession import Succession
-from velollm.models.synthetic import Blueprint, assemble
+from velollm.models.synthetic import Blueprint, assemble, heads_embeddings
 from velollm.models.types import TYPE_IDS
 from velollm.models.writer import NewTensor, WriteValue
 
@@ -90,7 +90,7 @@ def draw_twin(
     layers = model.entries.get(f"{model.architecture}.block_count")
     if embedding is None or len(embedding.shape) != 2 or not isinstance(layers, int):
         raise VeloError(f"{model.name} is no model that writes text", "give another model")
-    tensors = tuple(_with_output(model.tensors, embedding) if succession is not None else model.tensors)
+    tensors = model.tensors if succession is None else tuple(_with_chosen(model, embedding, succession))
     entries = dict(model.entries)
     if quantization is not None:
         mixture = find_quantization(quantization)
@@ -110,8 +110,11 @@ def draw_twin(
     )
 
 
-def _with_output(tensors: tuple[NewTensor, ...], embedding: NewTensor) -> Iterator[NewTensor]:
-    """The tensors with an output matrix of its own, which chosen text needs."""
-    yield from tensors
-    if all(tensor.name != "output.weight" for tensor in tensors):
+def _with_chosen(model: Model, embedding: NewTensor, succession: Succession) -> Iterator[NewTensor]:
+    """The tensors with an output matrix of its own, which chosen text needs, and what MTP layers need beside them."""
+    yield from model.tensors
+    if all(tensor.name != "output.weight" for tensor in model.tensors):
         yield NewTensor("output.weight", embedding.shape, embedding.type_name)
+    parts = [(tensor.name, tensor.shape) for tensor in model.tensors]
+    for name, shape in heads_embeddings(succession, parts, model.name):
+        yield NewTensor(name, shape, embedding.type_name)

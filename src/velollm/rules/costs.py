@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from velollm.facts import ModelFacts
 from velollm.knobs import Knobs, KnobValue
 from velollm.models.memory import CPU, DEFAULT_UBATCH, DeviceMemory, estimate_memory
+from velollm.models.mtp import loaded
 from velollm.rules.room import weight_bytes
 
 # Knobs that say what goes where.
@@ -68,6 +69,7 @@ def estimate_costs(model: ModelFacts, knobs: Knobs, *, gpus: int) -> Costs | Non
     """
     # What is mapped twice can be dropped, so it is not needed.
     asked: dict[str, KnobValue] = {**knobs, "load_mode": "none", **dict.fromkeys(PLACING)}
+    model = loaded(model, str(knobs.get("speculation") or "none"))
     if None in (model.layer_parts, model.expert_parts, model.input_part, model.output_part):
         gpus = 0
     estimate = estimate_memory(model, asked, gpus=tuple(f"GPU {number}" for number in range(gpus)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from velollm.facts import Facts
 from velollm.knobs import KNOBS, NGRAM_KINDS, QUANTIZED_KV_TYPES, Knobs, KnobValue, Profile
+from velollm.models.mtp import runs_heads
 
 # In this order: what usually decides most comes first, because the time may end before the last.
 GROUPS = (
@@ -20,6 +21,7 @@ _LEAST_UBATCH, _MOST_UBATCH = 64, 4096
 _MOST_THREADS = 4
 _SPILLS = ("cpu_moe_layers", "cpu_ffn_layers")
 _DRAFT_LENGTHS = ((3, 0), (6, 0), (3, None))
+_HEADS_LENGTHS = ((2, 0), (4, 0), (2, None), (4, None))
 # Kind, longest guess and match; None is the engine's own. Short ones because the engine's own (a match of 24 and 48
 # tokens at once for ngram-mod) fire on long repeats only.
 _NGRAMS: tuple[tuple[str, int | None, int | None], ...] = (
@@ -54,12 +56,20 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A file that guesses for the model, and the kind of speculation that it is for."""
+
+    path: str
+    kind: str = "draft-simple"
+
+
+@dataclass(frozen=True)
 class Ground:
     """What candidates depend on besides the setting they start from.
 
     ``supported``: knobs of the backend. ``fixed``: knobs that the user has set, which are not raced. ``asked``: only
-    these knobs (None: all that are usual). ``drafts``: files of models whose vocabulary fits. ``openmp``: whether the
-    engine is built with it. ``fits``: would these knobs fit in memory?
+    these knobs (None: all that are usual). ``drafts``: those that fit the model. ``openmp``: whether the engine is
+    built with it. ``fits``: would these knobs fit in memory?
     """
 
     facts: Facts
@@ -67,7 +77,7 @@ class Ground:
     supported: frozenset[str]
     fixed: Collection[str] = ()
     asked: frozenset[str] | None = None
-    drafts: Sequence[str] = ()
+    drafts: Sequence[Draft] = ()
     openmp: bool = False
     lossy: bool = False
     fits: Callable[[Knobs], bool] = field(default=lambda _: True)
@@ -76,7 +86,7 @@ class Ground:
 def groups_of(ground: Ground) -> tuple[str, ...]:
     """The groups in the order of the race: guessing comes last where only text could help that hardly repeats."""
     model = ground.facts.model
-    if _repeats(ground) or ground.drafts or (model is not None and model.mtp_layers):
+    if _repeats(ground) or ground.drafts or (model is not None and runs_heads(model)):
         return GROUPS
     return (*(group for group in GROUPS if group != "speculation"), "speculation")
 
@@ -186,15 +196,16 @@ def _placement(base: Knobs, ground: Ground) -> Iterator[Knobs]:
 def _speculation(base: Knobs, ground: Ground) -> Iterator[Knobs]:
     """No guessing, guesses of a draft or of the model's own layers, and guesses from earlier text."""
     yield _NO_GUESS
-    for path in ground.drafts:
+    for draft in ground.drafts:
         # A draft has threads of its own, from which those of the model must not keep the cores.
         for tokens, polling in _DRAFT_LENGTHS:
             lengths: Knobs = {"speculation_tokens": tokens, "polling": polling}
-            yield {**_NO_GUESS, "speculation": "draft-simple", "draft_model": path, **lengths}
+            yield {**_NO_GUESS, "speculation": draft.kind, "draft_model": draft.path, **lengths}
     model = ground.facts.model
-    if model is not None and (model.mtp_layers or 0) > 0:
-        for tokens in (2, 4):
-            yield {**_NO_GUESS, "speculation": "draft-mtp", "speculation_tokens": tokens}
+    if model is not None and runs_heads(model):
+        # They have threads of their own too: the kept ones are the model's alone (common/common.cpp:1800 of llama.cpp).
+        for tokens, polling in _HEADS_LENGTHS:
+            yield {**_NO_GUESS, "speculation": "draft-mtp", "speculation_tokens": tokens, "polling": polling}
     # Where the profile's text hardly repeats itself, only the short ones can find anything.
     for kind, longest, match in _NGRAMS if _repeats(ground) else [found for found in _NGRAMS if found[2] is not None]:
         yield {**_NO_GUESS, "speculation": kind, "speculation_tokens": longest, "speculation_match": match}

@@ -19,11 +19,15 @@ Part = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture: the keys of its metadata, and the tensors of its file in their order."""
+    """One architecture: the keys of its metadata, and the tensors of its file in their order.
+
+    ``mtp_layer``: what a layer that guesses further tokens has; None where models are made without such layers.
+    """
 
     name: str
     metadata: Callable[[Shape], Iterator[Key]]
     layer: Callable[[Shape, int], Iterator[Part]]
+    mtp_layer: Callable[[Shape], Iterator[Part]] | None = None
 
     def tensors(self, shape: Shape, *, tied: bool | None = None) -> Iterator[Part]:
         """All tensors; ``tied`` overrides whether the output matrix is the embedding matrix."""
@@ -37,6 +41,13 @@ class Architecture:
         for layer in range(shape.layers):
             for name, size in self.layer(shape, layer):
                 yield f"blk.{layer}.{name}", size
+        for layer in range(shape.layers, shape.layers + self.mtp_layers(shape)):
+            for name, size in self.mtp_layer(shape) if self.mtp_layer else ():
+                yield f"blk.{layer}.{name}", size
+
+    def mtp_layers(self, shape: Shape) -> int:
+        """How many layers of a file of that shape guess further tokens."""
+        return shape.mtp_layers if self.mtp_layer else 0
 
 
 def size_keys(shape: Shape) -> Iterator[Key]:
@@ -77,7 +88,7 @@ def expert_keys(experts: Experts) -> Iterator[Key]:
 
 
 def recurrent_keys(recurrent: Recurrent) -> Iterator[Key]:
-    """Sizes of Mamba-2 mixers."""
+    """Sizes of mixers."""
     yield "ssm.conv_kernel", recurrent.conv_kernel
     yield "ssm.inner_size", recurrent.inner_size
     yield "ssm.state_size", recurrent.state_size
@@ -135,6 +146,31 @@ def expert_parts(shape: Shape, experts: Experts) -> Iterator[Part]:
         yield "ffn_gate_shexp.weight", (width, experts.shared_length)
         yield "ffn_up_shexp.weight", (width, experts.shared_length)
         yield "ffn_down_shexp.weight", (experts.shared_length, width)
+
+
+def mtp_parts(width: int) -> Iterator[Part]:
+    """What joins a token and the state before it in an MTP layer, and the norm before the output matrix."""
+    yield "nextn.eh_proj.weight", (2 * width, width)
+    yield "nextn.enorm.weight", (width,)
+    yield "nextn.hnorm.weight", (width,)
+    yield "nextn.shared_head_norm.weight", (width,)
+
+
+def delta_net_parts(shape: Shape, recurrent: Recurrent) -> Iterator[Part]:
+    """A gated delta net; ``ssm_a`` has no ``weight`` in its name."""
+    width, heads, state = shape.embedding_length, recurrent.time_step_rank, recurrent.state_size
+    values = heads * state
+    convolved = values + 2 * recurrent.group_count * state
+    yield "attn_norm.weight", (width,)
+    yield "attn_qkv.weight", (width, convolved)
+    yield "attn_gate.weight", (width, values)
+    yield "ssm_conv1d.weight", (recurrent.conv_kernel, convolved)
+    yield "ssm_dt.bias", (heads,)
+    yield "ssm_a", (heads,)
+    yield "ssm_beta.weight", (width, heads)
+    yield "ssm_alpha.weight", (width, heads)
+    yield "ssm_norm.weight", (state,)
+    yield "ssm_out.weight", (values, width)
 
 
 def mixer_parts(shape: Shape, recurrent: Recurrent) -> Iterator[Part]:

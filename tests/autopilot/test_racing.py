@@ -101,8 +101,8 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
     monkeypatch.setattr(embedded, "start_engine", found.start)
     monkeypatch.setattr(LlamaHttp, "_reader", reader)
     monkeypatch.setattr("velollm.autopilot.tuning._LEAST_CONFIRM_S", 3.0)
-    monkeypatch.setattr("velollm.autopilot.racing._MOST_BUSY_S", 1.0)
-    monkeypatch.setattr("velollm.autopilot.racing._LEAST_PRICE_S", 1.0)
+    monkeypatch.setattr("velollm.autopilot.aftermath._MOST_BUSY_S", 1.0)
+    monkeypatch.setattr("velollm.autopilot.aftermath._LEAST_PRICE_S", 1.0)
     monkeypatch.setattr("velollm.tune.track._ALONE_SLOWER", 1e6)  # however busy this machine is
     yield found
     assert psutil.Process().children(recursive=True) == before

@@ -72,7 +72,7 @@ def test_a_race_that_is_ended_from_outside_goes_on(tiny: Path, tmp_path: Path, m
 
     cockpit = Passenger()
     monkeypatch.setattr("velollm.autopilot.tuning._LEAST_CONFIRM_S", 3.0)
-    monkeypatch.setattr("velollm.autopilot.racing._MOST_BUSY_S", 1.0)
+    monkeypatch.setattr("velollm.autopilot.aftermath._MOST_BUSY_S", 1.0)
     found = tune(order, RaceWish(frozenset(KNOBS), resume=True), cockpit)
     assert not any("another plan" in note for note in cockpit.notes)
     assert not any(f"starting {FIRST}=on" in text for text in cockpit.texts)

@@ -5,46 +5,34 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from velollm.autopilot.aftermath import Raced, Trials
 from velollm.autopilot.drafting import drafts_for
 from velollm.autopilot.order import Cockpit, Course
-from velollm.autopilot.pricing import Stand, measure_prices
-from velollm.autopilot.quantized import measure_smaller, note_of_none, smaller_files
-from velollm.autopilot.trial import fit_together, free_bytes, fresh_log, make_room, run_arms
+from velollm.autopilot.trial import fit_together, free_bytes, fresh_log, make_room
 from velollm.backends.base import Backend, RunningServer
 from velollm.backends.embedded import EmbeddedBackend
 from velollm.backends.llamacpp import LlamaCppBackend
 from velollm.backends.ollama import OllamaBackend
-from velollm.bench.design import Design
-from velollm.bench.run import Budget
-from velollm.bench.stats import Ratio, compare_arms
 from velollm.bench.workload import load_workload
 from velollm.errors import VeloError
 from velollm.estimate.arithmetic import calculate
 from velollm.estimate.kept import identity
 from velollm.facts import Facts, ModelFacts
-from velollm.knobs import DRAFT_KINDS, KNOBS, Knobs, KnobValue
+from velollm.knobs import DRAFT_KINDS, Knobs, KnobValue
 from velollm.models.gguf import model_facts, read_gguf
-from velollm.tune.candidates import Ground
+from velollm.tune.candidates import Draft, Ground
 from velollm.tune.heat import Race
-from velollm.tune.keep import measured_metric
-from velollm.tune.objective import objective_of
-from velollm.tune.price import OtherFile, Price
+from velollm.tune.objective import Objective, objective_of
 from velollm.tune.race import run_race
 from velollm.tune.record import KeptRace, Subject, find_race, keep_race, machine_of
 from velollm.tune.track import Track
 
 _MEMORY_SHARE = 0.9
-_BUSY_SHARE = 0.18
-_LEAST_BUSY_S, _MOST_BUSY_S = 8.0, 40.0
-_STEADIER = 1.5
-_PRICE_SHARE, _LEAST_PRICE_S = 0.15, 20.0
-_FILES_SHARE, _LEAST_FILES_S = 0.35, 40.0
 _VERSION_S = 10.0
-_BUSY_DESIGN = Design(levels=())
 
 
 @dataclass(frozen=True)
@@ -57,39 +45,6 @@ class RaceWish:
     lossy: bool = False
     drafts: tuple[Path, ...] = ()
     resume: bool = False
-
-
-@dataclass(frozen=True)
-class Trade:
-    """Two settings of which each is better at a time: alone (``idle``) and with one core busy (``busy``).
-
-    The ratios are those of ``knobs`` to the winner's; above 1 is better.
-    """
-
-    knobs: Knobs
-    idle: Ratio | None
-    busy: Ratio
-
-
-@dataclass(frozen=True)
-class Raced:
-    """A race and what came with it. ``holds``: with a neighbour busy the winner is not proved slower than the default.
-
-    ``busy``: that ratio, None where it was not measured; ``trade``: what is steadier there; ``price``: what the answers
-    pay, where something won that can change them; ``smaller``: what smaller files of the model would bring.
-    """
-
-    race: Race
-    engine: str
-    busy: Ratio | None = None
-    trade: Trade | None = None
-    price: Price | None = None
-    smaller: tuple[OtherFile, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def holds(self) -> bool:
-        return self.busy is None or self.busy.verdict != "slower"
 
 
 def subject_of(course: Course) -> Subject | None:
@@ -145,13 +100,59 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
         VeloError: the plan itself does not run here.
     """
     engine = cheap_backend(course.backend)
-    plan, facts = course.plan, course.facts
-    base = starting_point(course)
-    workload = load_workload(plan.profile.workload)
-    objective = objective_of(plan.profile, workload)
-    subject = subject_of(course)
     drafts, notes = drafts_for(course, wish.drafts)
+    trials = Trials(course, engine, budget_s, lossy=wish.lossy and wish.knobs is None)
+    keeper = _Keeper(course)
+    with make_room(course, cockpit), _track(course, engine, trials.race_s) as track:
+        start = Race(base := starting_point(course), base)
+        ground = _ground(course, wish, engine, drafts)
+        objective = _objective(course)
+        race = run_race(kept or start, ground, track, objective, progress=cockpit, keep=keeper)
+    keeper(race)
+    raced = Raced(race, engine_of(engine), notes=(*notes, *trials.notes, *keeper.notes))
+    return raced if race.interrupted else trials.run(raced, cockpit)
 
+
+class _Keeper:
+    """Keeps each step of a race; where that cannot be written, ``notes`` say so once."""
+
+    def __init__(self, course: Course) -> None:
+        self._data, self._subject = course.order.paths.data, subject_of(course)
+        self.notes: tuple[str, ...] = ()
+
+    def __call__(self, race: Race) -> None:
+        if self._subject is None or self.notes:
+            return
+        try:
+            keep_race(self._data, self._subject, race, None)
+        except VeloError as error:
+            self.notes = (f"the race is not kept: {error.message}",)
+
+
+def _objective(course: Course) -> Objective:
+    profile = course.plan.profile
+    return objective_of(profile, load_workload(profile.workload))
+
+
+def _track(course: Course, engine: Backend, budget_s: float) -> Track:
+    base, facts = starting_point(course), course.facts
+
+    def start(name: str, knobs: Knobs) -> AbstractContextManager[RunningServer]:
+        return engine.trial(course.model, knobs, facts, log=fresh_log(course, f"race-{name}"))
+
+    context = base.get("context_tokens")
+    return Track(
+        start,
+        load_workload(course.plan.profile.workload),
+        users=_objective(course).users,
+        budget_s=budget_s,
+        context_tokens=context if isinstance(context, int) else None,
+        side_by_side=lambda count: fit_together(facts, [base] * count),
+    )
+
+
+def _ground(course: Course, wish: RaceWish, engine: Backend, drafts: Sequence[Draft]) -> Ground:
+    facts, plan = course.facts, course.plan
     beside = {draft.path: model_facts(read_gguf(Path(draft.path)), draft.path) for draft in drafts}
 
     @cache
@@ -160,7 +161,7 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
         knobs = dict(items)
         return has_room(facts, knobs, beside.get(str(knobs.get("draft_model"))))
 
-    ground = Ground(
+    return Ground(
         facts,
         plan.profile,
         course.backend.knobs & engine.knobs,
@@ -171,53 +172,6 @@ def race_around(course: Course, wish: RaceWish, cockpit: Cockpit, budget_s: floa
         lossy=wish.lossy,
         fits=lambda knobs: fits(tuple(knobs.items())),
     )
-    context = _context_of(base)
-    # Without GPUs a neighbour is part of the test; its time is kept back.
-    busy_s = 0.0 if facts.gpus else min(max(_BUSY_SHARE * budget_s, _LEAST_BUSY_S), _MOST_BUSY_S, budget_s / 3)
-
-    # A file is no knob, so one who names the knobs does not ask for it.
-    files = smaller_files(course) if wish.lossy and wish.knobs is None else []
-    files_s = min(max(_FILES_SHARE * budget_s, _LEAST_FILES_S), budget_s / 2) if files else 0.0
-    if wish.lossy and wish.knobs is None and not files and (hint := note_of_none(course)):
-        notes = (*notes, hint)
-
-    def start(name: str, knobs: Knobs) -> AbstractContextManager[RunningServer]:
-        return engine.trial(course.model, knobs, facts, log=fresh_log(course, f"race-{name}"))
-
-    unkept: list[str] = []
-
-    def keep(race: Race) -> None:
-        if subject is None or unkept:
-            return
-        try:
-            keep_race(course.order.paths.data, subject, race, None)
-        except VeloError as error:
-            unkept.append(f"the race is not kept: {error.message}")
-
-    with (
-        make_room(course, cockpit),
-        Track(
-            start,
-            workload,
-            users=objective.users,
-            budget_s=budget_s - busy_s - files_s,
-            context_tokens=context,
-            side_by_side=lambda count: fit_together(facts, [base] * count),
-        ) as track,
-    ):
-        race = run_race(kept or Race(base, base), ground, track, objective, progress=cockpit, keep=keep)
-    keep(race)
-    raced = Raced(race, engine_of(engine), notes=(*notes, *unkept))
-    if race.interrupted:
-        return raced
-    try:
-        if files:
-            raced = _with_smaller(course, raced, files, engine, files_s, cockpit)
-        if any(KNOBS[name].changes_answer for name in race.changed):
-            raced = _priced(course, raced, engine, max(_PRICE_SHARE * budget_s, _LEAST_PRICE_S), cockpit)
-        return _beside_a_neighbour(course, raced, engine, busy_s, cockpit) if busy_s else raced
-    except KeyboardInterrupt:
-        return replace(raced, race=replace(race, interrupted=True))
 
 
 def starting_point(course: Course) -> dict[str, KnobValue]:
@@ -226,11 +180,6 @@ def starting_point(course: Course) -> dict[str, KnobValue]:
     if "speculation" in knobs and "speculation" not in course.plan.pins:
         knobs |= {"speculation": "none"}
     return knobs
-
-
-def _context_of(knobs: Knobs) -> int | None:
-    context = knobs.get("context_tokens")
-    return context if isinstance(context, int) else None
 
 
 def kept_race(course: Course) -> KeptRace | None:
@@ -257,65 +206,3 @@ def has_room(facts: Facts, knobs: Knobs, draft: ModelFacts | None = None) -> boo
 
 def _drafts(knobs: Knobs) -> bool:
     return knobs.get("speculation") in DRAFT_KINDS
-
-
-def _priced(course: Course, raced: Raced, engine: Backend, budget_s: float, cockpit: Cockpit) -> Raced:
-    """What the winner's answers pay for what can change them, against the same setting without it."""
-    winner = dict(raced.race.knobs)
-    exact = winner | {n: raced.race.start.get(n) for n in raced.race.changed if KNOBS[n].changes_answer}
-    stands = [Stand(name, course.model, k, course.facts) for name, k in (("exact", exact), ("lossy", winner))]
-    try:
-        (price,) = measure_prices(course, engine, stands, budget_s, cockpit)
-    except VeloError as error:
-        return replace(raced, notes=(*raced.notes, f"the price could not be measured: {error.message}"))
-    return replace(raced, price=price)
-
-
-def _with_smaller(
-    course: Course, raced: Raced, files: Sequence[Stand], engine: Backend, budget_s: float, cockpit: Cockpit
-) -> Raced:
-    """What smaller files of the model would bring, with the knobs that won."""
-    try:
-        with make_room(course, cockpit):
-            found = measure_smaller(course, engine, files, raced.race.knobs, budget_s, cockpit)
-    except VeloError as error:
-        return replace(raced, notes=(*raced.notes, f"smaller files of the model were not measured: {error.message}"))
-    return replace(raced, smaller=tuple(found))
-
-
-def _beside_a_neighbour(course: Course, raced: Raced, engine: Backend, budget_s: float, cockpit: Cockpit) -> Raced:
-    """The winner with one core busy, against the default, and against fewer threads."""
-    profile = course.plan.profile
-    winner, default = raced.race.knobs, course.plan.defaults
-    workload = load_workload(profile.workload).model_copy(update={"beside": "busy process", "turns": 1})
-    arms: dict[str, Knobs] = {"default": default, "tuned": winner}
-    threads = winner.get("threads")
-    if isinstance(threads, int) and threads > 1 and "threads" not in course.plan.pins:
-        arms["steady"] = {**winner, "threads": threads - 1}
-
-    def progress(done: float, text: str, left_s: float) -> None:
-        cockpit(done, f"with one core busy: {text}", left_s)
-
-    try:
-        budget = Budget(budget_s, quick=True)
-        result = run_arms(
-            course, arms, workload, budget, design=_BUSY_DESIGN, progress=progress, engine=engine, logs="busy-"
-        )
-    except VeloError as error:
-        return replace(raced, notes=(*raced.notes, f"not measured with a neighbour: {error.message}"))
-    metric = measured_metric(profile.objective, result.runs)
-    busy = compare_arms(result.runs, "default", "tuned", metric)
-    trade = None
-    if "steady" in arms:
-        steady = compare_arms(result.runs, "tuned", "steady", metric)
-        if steady.verdict == "faster" and (steady.estimate or 0) >= _STEADIER:
-            trade = Trade({"threads": arms["steady"]["threads"]}, _idle_ratio(raced, arms["steady"]), steady)
-    return replace(raced, busy=busy, trade=trade)
-
-
-def _idle_ratio(raced: Raced, steady: Knobs) -> Ratio | None:
-    """What the race itself saw of these threads; None where it saw nothing of them."""
-    tried = next((t for t in raced.race.tried if dict(t.values) == {"threads": steady["threads"]}), None)
-    if tried is None or tried.ratio is None:
-        return None
-    return Ratio(tried.ratio, tried.low, tried.high, "no difference", tried.rounds)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+from velollm.autopilot.aftermath import Raced
 from velollm.autopilot.chart import chart
 from velollm.autopilot.order import Cockpit, Course, Order
-from velollm.autopilot.racing import Raced, RaceWish, kept_race, race_around, starting_point, subject_of
+from velollm.autopilot.racing import RaceWish, kept_race, race_around, starting_point, subject_of
 from velollm.autopilot.trial import baselines_of, compare, make_room, why_as_it_runs
 from velollm.bench.result import BenchResult
 from velollm.bench.run import BrokenError

@@ -254,24 +254,24 @@ def step(cell: Cell, found: dict[str, Any], save: Callable[[], None], until_s: f
 
 
 def show(document: dict[str, Any]) -> None:
-    """A line for each cell that is complete."""
+    """A table in Markdown of the cells that are complete."""
     regrets = []
+    print("| model | profile | regret | against the default | choice |\n|---|---|---|---|---|")
     for name, found in document["cells"].items():
         if "final" not in found:
-            print(f"{name:40} {len(found.get('visits', []))} visits")
             continue
         scores = found["final"]["scores"]
         tuned = scores[tuned_arm(found["tuner"], found["final"]["settings"])]
         regret = ratio_of(tuned, best_of([scores[arm] for arm in found["final"]["settings"]]))
         gain = ratio_of(scores["default"], tuned)
         regrets.append(regret.estimate - 1)
-        won = ", ".join(f"{k}={v}" for k, v in found["tuner"]["won"].items() if v is not None)
-        print(
-            f"{name:40} regret {regret.estimate - 1:+.1%} ({regret.low - 1:+.1%} to {regret.high - 1:+.1%}), "
-            f"default x{gain.estimate:.2f} ({gain.low:.2f}-{gain.high:.2f}); {won or 'the plan'}"
-        )
+        won = {knob: value for knob, value in found["tuner"]["won"].items() if value is not None}
+        words = ", ".join(f"`{knob}={Path(str(value)).name}`" for knob, value in won.items())
+        lost = f"{regret.estimate - 1:+.1%} ({regret.low - 1:+.1%} to {regret.high - 1:+.1%})"
+        held = f"{gain.estimate:.2f} ({gain.low:.2f}-{gain.high:.2f})"
+        print(f"| {name.replace('/', ' | ')} | {lost} | {held} | {words or 'the plan'} |")
     if regrets:
-        print(f"median regret {median(regrets):+.1%}, worst {max(regrets):+.1%}, of {len(regrets)}")
+        print(f"\nmedian regret {median(regrets):+.1%}, worst {max(regrets):+.1%}, of {len(regrets)}")
 
 
 def tuned_arm(tuner: dict[str, Any], settings: dict[str, Knobs]) -> str:

@@ -33,7 +33,8 @@ def order(model: Path, budget_s: float = 30.0) -> Order:
 def test_a_race_is_run_confirmed_kept_and_taken_over(tiny: Path) -> None:
     cockpit = Passenger()
     before = psutil.Process().children(recursive=True)
-    found = tune(order(tiny), WISH, cockpit)
+    code = dataclasses.replace(order(tiny), profile="code")
+    found = tune(code, WISH, cockpit)
     assert psutil.Process().children(recursive=True) == before
     assert {t.group for t in found.race.tried} <= {"batch", "repack", "second look"}
     assert {t.name for t in found.race.tried} >= {"repack=off"}
@@ -47,13 +48,15 @@ def test_a_race_is_run_confirmed_kept_and_taken_over(tiny: Path) -> None:
     assert found.plan.pins == {"context_tokens": 2048, "threads": 1}
     assert any("leads: " in text for text in cockpit.texts)
 
-    again = tune(order(tiny), dataclasses.replace(WISH, resume=True), cockpit)
+    again = tune(code, dataclasses.replace(WISH, resume=True), cockpit)
     assert again.raced is None
     assert again.race == found.kept.race
     assert "still holds" in cockpit.notes[-1]
 
+    assert found.plan.knobs["speculation"] == "none"  # a rule would guess for code, and no guess has won here
     course, raced = raced_course(found.course, cockpit, 20.0)
     assert raced is None
+    assert course.plan.knobs["speculation"] == "none"
     assert "Taking over the race" in cockpit.notes[-1]
     assert {n: course.plan.knobs[n] for n in found.kept.knobs} == dict(found.kept.knobs)
 

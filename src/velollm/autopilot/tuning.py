@@ -82,7 +82,7 @@ def tune(order: Order, wish: RaceWish, cockpit: Cockpit) -> Tuning:
         try:
             return _confirmed(tuning, cockpit, left_s())
         except (EngineError, BrokenError) as error:
-            return _confirmed(_at_the_start(tuning, error, cockpit), cockpit, left_s())
+            return _confirmed(_fallen_back(tuning, error, cockpit), cockpit, left_s())
     except KeyboardInterrupt:
         return _interrupted(tuning)
 
@@ -92,7 +92,7 @@ def _interrupted(tuning: Tuning) -> Tuning:
     return replace(tuning, race=race, reason="interrupted: this led, and is not confirmed; --resume goes on")
 
 
-def _at_the_start(tuning: Tuning, error: EngineError | BrokenError, cockpit: Cockpit) -> Tuning:
+def _fallen_back(tuning: Tuning, error: EngineError | BrokenError, cockpit: Cockpit) -> Tuning:
     """What won has failed when it was to be confirmed, so it is out, and the start is confirmed in its place.
 
     Raises:
@@ -105,7 +105,7 @@ def _at_the_start(tuning: Tuning, error: EngineError | BrokenError, cockpit: Coc
         raise error
     cockpit.note(f"What won {why}. Going back to where the race began.")
     raced = replace(tuning.raced, race=race, busy=None, trade=None, price=None, smaller=())
-    return replace(tuning, plan=tuning.course.plan, race=race, raced=raced)
+    return replace(tuning, plan=_start_of(tuning.course).plan, race=race, raced=raced)
 
 
 def _unfinished(course: Course, earlier: KeptRace, cockpit: Cockpit) -> Race | None:
@@ -136,7 +136,7 @@ def _confirmed(tuning: Tuning, cockpit: Cockpit, left_s: float) -> Tuning:
         decision = Decision("leave", "with one core busy it is slower than the default: a trade, yours to make")
     keeps = decision.action == "keep"
     race = tuning.race if keeps else replace(tuning.race, knobs=dict(tuning.race.start))
-    plan = plan if keeps else course.plan
+    plan = plan if keeps else _start_of(course).plan
     kept = _keep(course, race, short, cockpit)
     advised = keeps and bool(plan.changes) and bool(race.changed)
     if cut:
@@ -206,12 +206,22 @@ def raced_course(course: Course, cockpit: Cockpit, budget_s: float) -> tuple[Cou
         raise KeyboardInterrupt
     if not raced.holds:
         cockpit.note("What won alone is slower with one core busy, so it is left out: `velollm tune` shows both.")
-        return course, raced
+        return _start_of(course), raced
     return _with(course, raced.race.changed, _reason(raced)), raced
 
 
 def _with(course: Course, values: Knobs, reason: str) -> Course:
-    return replace(course, plan=with_raced(course.plan, values, reason, course.facts, course.backend))
+    """The course with what won, and without guesses that rules would make: those have to win."""
+    plan = course.plan
+    unwon = {name: value for name, value in starting_point(course).items() if plan.knobs.get(name) != value}
+    for found, why in ((unwon, "no guess has won the race"), (values, reason)):
+        plan = with_raced(plan, found, why, course.facts, course.backend)
+    return replace(course, plan=plan)
+
+
+def _start_of(course: Course) -> Course:
+    """Where the race began: what is left where nothing has won."""
+    return _with(course, {}, "")
 
 
 def _reason(raced: Raced) -> str:

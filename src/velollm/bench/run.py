@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from velollm.bench.ballast import ballast
 from velollm.bench.conditions import Conditions, Machine, note_conditions
 from velollm.bench.contender import Arm, Contender, Live, Timer, Turn
 from velollm.bench.design import FLIGHT, MOST_ROUNDS, Design
@@ -138,6 +139,8 @@ def run_bench(
 
     try:
         with ExitStack() as stack:
+            if together and len(contenders) > 1:
+                stack.enter_context(ballast())
             bench.run(stack, together=together)
     except VeloError as error:
         if not bench.samples:

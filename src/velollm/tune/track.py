@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 from velollm.backends.base import RunningServer
+from velollm.bench.ballast import ballast
 from velollm.bench.contender import Arm, Contender, Timer, Turn
 from velollm.bench.design import Design
 from velollm.bench.exchange import RequestBook
@@ -61,6 +62,7 @@ class Track:
         self._side_by_side = side_by_side
         self._stays_up = side_by_side(2)
         self._up: dict[str, tuple[Contender, ExitStack]] = {}
+        self._held = ExitStack()
         self._budget_s = budget_s
         self._round = 0
         self._chosen: dict[str, Sizes] = {}
@@ -68,11 +70,14 @@ class Track:
         """How long the last start took, until the server had answered once."""
 
     def __enter__(self) -> Track:
+        if self._stays_up:
+            self._held.enter_context(ballast())
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in list(self._up):
-            self.leave(name)
+        with self._held:
+            for name in list(self._up):
+                self.leave(name)
 
     @property
     def left_s(self) -> float:

@@ -1,9 +1,10 @@
 """Free memory that lies in single pages, held while servers are compared side by side.
 
-A process gets first what others have just given back: single pages here and there. On them decode was seen 5 to 12%
-slower than on memory in larger pieces (made models of 0.2 and 1.1 billion weights, llama-server b10488 without huge
-pages, in a virtual machine), so whoever starts first would lose by that alone. The kernel hands out the smallest piece
-that fits (mm/page_alloc.c of Linux, ``__rmqueue_smallest``), so single pages that are taken beforehand are those.
+A process gets first what others have just given back: single pages here and there. Whoever starts first would lose by
+that alone: of four equal servers the first decoded 4 to 8% slower than the last (made models of 0.2 and 1.1 billion
+weights, llama-server b10488, no huge pages, a virtual machine), and with those pages held all were within 2%. The
+kernel hands out the smallest piece that fits (mm/page_alloc.c of Linux, ``__rmqueue_smallest``), so single pages that
+are taken beforehand are those.
 """
 
 from __future__ import annotations

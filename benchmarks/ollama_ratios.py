@@ -24,6 +24,7 @@ from velollm.backends.ollama_http import OllamaServer
 from velollm.backends.ollama_own import take_blob, write_manifest
 from velollm.backends.ollama_render import render_settings
 from velollm.backends.ollama_trial import private_ollama
+from velollm.bench.ballast import ballast
 from velollm.bench.exchange import RequestBook, ask_together
 from velollm.bench.run import balanced_order
 from velollm.bench.samples import crowd_figures, decode_rate
@@ -82,6 +83,7 @@ def compare(
     """Default and changed in turns; ``measure`` gives a round's figures."""
     rounds: dict[str, list[dict[str, float]]] = {"default": [], "tuned": []}
     with ExitStack() as stack:
+        stack.enter_context(ballast())
         servers = {
             "default": stack.enter_context(bench.server(model, path, {})),
             "tuned": stack.enter_context(bench.server(model, path, changes)),

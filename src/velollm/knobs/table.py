@@ -220,7 +220,7 @@ _ALL = (
         "how long the engine's waiting threads go round in circles before they sleep",
         "Threads that wait awake are there at once, but keep their cores from others. A draft has threads of its own: "
         "on two cores those of the waiting model took the cores from it, and decode with a draft was 0.77 times that "
-        "without one; with 0 it was 1.74 times. The engine's own: 50. In Ollama it goes through llama.cpp's "
+        "without one; with 0 it was 1.87 times. The engine's own: 50. In Ollama it goes through llama.cpp's "
         "config.ini, and it does nothing to an engine with OpenMP.",
         minimum=0,
     ),

@@ -131,3 +131,9 @@ def _make_model(url: str, weights: bytes) -> None:
         client.post(f"/api/blobs/{digest}", content=weights).raise_for_status()
         body = {"model": MODEL, "files": {"tiny.gguf": digest}, "parameters": {"stop": ["<|end|>"]}, "stream": False}
         client.post("/api/create", json=body).raise_for_status()
+
+
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
+    """A server for the tests of one module, each of which makes it a fixture of its own name."""
+    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
+        yield found

@@ -15,7 +15,7 @@ import pytest
 
 from tests.doctor_server import checks_of, patient
 from tests.fake_registry import FakeRegistry, fake_registry
-from tests.real_ollama import MODEL, RealOllama, real_ollama
+from tests.real_ollama import MODEL, RealOllama, served
 from tests.shared import shared_dir
 from velollm.models.families import get_family
 from velollm.models.header import read_gguf
@@ -26,10 +26,7 @@ from velollm.models.tokenizer import TOKENS, compare_tokenizers, read_tokenizer
 pytestmark = pytest.mark.ollama
 
 
-@pytest.fixture(scope="module")
-def ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
-    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
-        yield found
+ollama = pytest.fixture(scope="module")(served)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.real_ollama import MODEL, RealOllama, real_ollama
+from tests.real_ollama import MODEL, RealOllama, served
 from velollm.apply import undo_flight
 from velollm.autopilot import Course, Order, chart
 from velollm.autopilot.landing import journal_of, land
@@ -54,10 +54,7 @@ class Quiet:
         return False
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
-    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
-        yield found
+server = pytest.fixture(scope="module")(served)
 
 
 @pytest.fixture(scope="session")

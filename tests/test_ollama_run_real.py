@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.autopilot.test_restart import Pilot
-from tests.real_ollama import MODEL, RealOllama, real_ollama
+from tests.real_ollama import MODEL, RealOllama, served
 from velollm.autopilot import Course, Order, Outcome, chart
 from velollm.autopilot.landing import activate, land, undo
 from velollm.backends.ollama import OllamaBackend
@@ -51,10 +51,7 @@ class Running:
         return found
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
-    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
-        yield found
+store = pytest.fixture(scope="module")(served)
 
 
 @pytest.fixture

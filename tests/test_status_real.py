@@ -18,7 +18,7 @@ import pytest
 
 from tests.autopilot.test_mending import QUIET
 from tests.program import PATIENCE_S, running_cli
-from tests.real_ollama import MODEL, RealOllama, real_ollama
+from tests.real_ollama import MODEL, RealOllama, served
 from velollm.apply import Write, apply_writes, undo_flight
 from velollm.autopilot import mend, undo
 from velollm.backends.ollama import OllamaBackend
@@ -35,10 +35,7 @@ pytestmark = pytest.mark.ollama
 NAME = f"{MODEL}:latest"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
-    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
-        yield found
+server = pytest.fixture(scope="module")(served)
 
 
 @pytest.fixture

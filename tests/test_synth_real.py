@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.real_ollama import RealOllama, real_ollama
+from tests.real_ollama import RealOllama, served
 from velollm.autopilot.made import Wish, draw
 from velollm.models.families import get_family, read_families
 from velollm.models.header import TensorInfo, read_gguf
@@ -21,10 +21,7 @@ pytestmark = pytest.mark.ollama
 TINY = [family.name for family in read_families() if family.is_tiny]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
-    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
-        yield found
+server = pytest.fixture(scope="module")(served)
 
 
 def formats(tensors: Iterable[NewTensor | TensorInfo]) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.autopilot.test_flight import Passenger, one_core
 from tests.program import left_alive, running_cli
-from tests.real_ollama import MODEL, RealOllama, real_ollama
+from tests.real_ollama import MODEL, RealOllama, served
 from velollm.autopilot import Order, RaceWish, tune
 from velollm.autopilot.racing import find_llama_server
 from velollm.backends.ollama import OllamaBackend
@@ -36,10 +36,7 @@ exec {engine} "$@"
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
-    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
-        yield found
+server = pytest.fixture(scope="module")(served)
 
 
 @pytest.fixture

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from tests.program import run_cli
-from tests.real_ollama import MODEL, RealOllama, real_ollama
+from tests.real_ollama import MODEL, RealOllama, served
 
 pytestmark = pytest.mark.ollama
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
-    with real_ollama(tmp_path_factory.mktemp("ollama")) as found:
-        yield found
+server = pytest.fixture(scope="module")(served)
 
 
 def test_a_race_on_ollamas_own_engine(server: RealOllama) -> None:

@@ -47,10 +47,10 @@ def drafts_for(course: Course, asked: Sequence[Path]) -> tuple[list[Draft], tupl
         return [], ()
     installed: list[tuple[str, Path]] = []
     if asked and isinstance(course.backend, OllamaBackend):
-        installed = _installed(course)  # they decide whether it can carry what was asked for
+        installed = installed_models(course)  # they decide whether it can carry what was asked for
     elif not asked:
         with contextlib.suppress(VeloError):
-            installed = _installed(course)
+            installed = installed_models(course)
     at_hand = [(str(path), path) for path in asked] or installed
     try:
         choices = draft_choices(main, at_hand, name=course.model.name)
@@ -67,7 +67,7 @@ def drafts_for(course: Course, asked: Sequence[Path]) -> tuple[list[Draft], tupl
     return _carried(course, found, installed)
 
 
-def _installed(course: Course) -> list[tuple[str, Path]]:
+def installed_models(course: Course) -> list[tuple[str, Path]]:
     """Models of Ollama that are installed here. Raises `VeloError` where they cannot be listed."""
     backend = course.backend if isinstance(course.backend, OllamaBackend) else OllamaBackend()
     return models_at_hand(backend, os.environ, Path.home())

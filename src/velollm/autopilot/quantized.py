@@ -6,11 +6,11 @@ They are measured and shown, never put in the model's place: which file a name m
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from velollm.autopilot.drafting import installed_models
 from velollm.autopilot.order import Cockpit, Course
 from velollm.autopilot.pricing import Stand, measure_prices
 from velollm.autopilot.trial import run_arms
@@ -20,11 +20,10 @@ from velollm.bench.design import FLIGHT
 from velollm.bench.run import Budget
 from velollm.bench.stats import compare_arms
 from velollm.bench.workload import load_workload
-from velollm.draft.sources import models_at_hand
 from velollm.errors import VeloError
 from velollm.knobs import Knobs
 from velollm.models.gguf import model_facts
-from velollm.models.header import GgufHeader, read_gguf
+from velollm.models.header import read_gguf
 from velollm.models.memory import estimate_total_bytes
 from velollm.models.siblings import same_model, worth_trying
 from velollm.tune.keep import measured_metric
@@ -43,7 +42,7 @@ def smaller_files(course: Course) -> list[Stand]:
         own = read_gguf(path)
     except VeloError:
         return []
-    found: dict[Path, tuple[str, GgufHeader]] = {}
+    found: dict[Path, Stand] = {}
     for name, other in _at_hand(course, path):
         file = other.resolve()
         if file in found or not _is_smaller(file, path):
@@ -51,25 +50,19 @@ def smaller_files(course: Course) -> list[Stand]:
         with contextlib.suppress(VeloError):
             header = read_gguf(file)
             if same_model(own, header):
-                found[file] = (name, header)
+                facts = course.facts.model_copy(update={"model": model_facts(header, name)})
+                found[file] = Stand(name, ModelRef(name, file), {}, facts)
     sizes = [file.stat().st_size for file in found]
-    chosen = worth_trying(sizes, model_facts(own, "").parameters)
-    return [_stand(course, *list(found.items())[place]) for place in chosen]
-
-
-def _stand(course: Course, file: Path, found: tuple[str, GgufHeader]) -> Stand:
-    name, header = found
-    facts = course.facts.model_copy(update={"model": model_facts(header, name)})
-    return Stand(name, ModelRef(name, file), {}, facts)
+    stands = list(found.values())
+    return [stands[place] for place in worth_trying(sizes, model_facts(own, "").parameters)]
 
 
 def _at_hand(course: Course, path: Path) -> list[tuple[str, Path]]:
     """Ollama's models, and files beside a model that is a file itself."""
-    backend = course.backend if isinstance(course.backend, OllamaBackend) else OllamaBackend()
     beside = sorted(path.parent.glob("*.gguf")) if path.suffix == ".gguf" else []
     found = [(str(file), file) for file in beside]
     with contextlib.suppress(VeloError):
-        found += models_at_hand(backend, os.environ, Path.home())
+        found += installed_models(course)
     return found
 
 

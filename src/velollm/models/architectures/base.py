@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from velollm.errors import VeloError
 from velollm.models.shape import Experts, Latent, Recurrent, Shape
 from velollm.models.writer import WriteValue
 
@@ -85,6 +86,13 @@ def expert_keys(experts: Experts) -> Iterator[Key]:
     """Experts without their widths, which differ in name."""
     yield "expert_count", experts.count
     yield "expert_used_count", experts.used
+
+
+def recurrent_of(shape: Shape, architecture: str) -> Recurrent:
+    """The state sizes of a shape. Raises `VeloError` where it has none."""
+    if shape.recurrent is None:
+        raise VeloError(f"the shape {shape.name} has no state sizes", f"a {architecture} model needs ssm in its shape")
+    return shape.recurrent
 
 
 def recurrent_keys(recurrent: Recurrent) -> Iterator[Key]:

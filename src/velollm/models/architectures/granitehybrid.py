@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from velollm.errors import VeloError
 from velollm.models.architectures.base import (
     Architecture,
     Key,
@@ -16,21 +15,16 @@ from velollm.models.architectures.base import (
     head_keys,
     mixer_parts,
     recurrent_keys,
+    recurrent_of,
     rope_keys,
     size_keys,
 )
-from velollm.models.shape import Recurrent, Shape
+from velollm.models.shape import Shape
 
 # The scalings are steps of the engine's graph. The catalog does not name them; these keep made activations in range.
 _EMBEDDING_SCALE = 12.0
 _RESIDUAL_SCALE = 0.22
 _WIDTH_OF_LOGIT_SCALE = 256
-
-
-def _recurrent(shape: Shape) -> Recurrent:
-    if shape.recurrent is None:
-        raise VeloError(f"the shape {shape.name} has no state sizes", "a granitehybrid model needs ssm in its shape")
-    return shape.recurrent
 
 
 def _metadata(shape: Shape) -> Iterator[Key]:
@@ -45,7 +39,7 @@ def _metadata(shape: Shape) -> Iterator[Key]:
     yield "embedding_scale", _EMBEDDING_SCALE
     yield "residual_scale", _RESIDUAL_SCALE
     yield "logit_scale", shape.embedding_length / _WIDTH_OF_LOGIT_SCALE
-    yield from recurrent_keys(_recurrent(shape))
+    yield from recurrent_keys(recurrent_of(shape, "granitehybrid"))
     if shape.experts is not None:
         yield from expert_keys(shape.experts)
         yield "expert_shared_feed_forward_length", shape.experts.shared_length
@@ -53,7 +47,7 @@ def _metadata(shape: Shape) -> Iterator[Key]:
 
 def _layer(shape: Shape, layer: int) -> Iterator[Part]:
     if shape.recurs(layer):
-        yield from mixer_parts(shape, _recurrent(shape))
+        yield from mixer_parts(shape, recurrent_of(shape, "granitehybrid"))
     else:
         yield from attention_parts(shape)
     if shape.experts is None:

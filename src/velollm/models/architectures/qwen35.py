@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from velollm.errors import VeloError
 from velollm.models.architectures.base import (
     Architecture,
     Key,
@@ -18,19 +17,14 @@ from velollm.models.architectures.base import (
     head_keys,
     mtp_parts,
     recurrent_keys,
+    recurrent_of,
     rope_keys,
     size_keys,
 )
-from velollm.models.shape import Recurrent, Shape
+from velollm.models.shape import Shape
 
 _INTERVAL = 4
 _SECTIONS = 4
-
-
-def _recurrent(shape: Shape) -> Recurrent:
-    if shape.recurrent is None:
-        raise VeloError(f"the shape {shape.name} has no state sizes", "a qwen35 model needs ssm in its shape")
-    return shape.recurrent
 
 
 def _metadata(shape: Shape) -> Iterator[Key]:
@@ -41,7 +35,7 @@ def _metadata(shape: Shape) -> Iterator[Key]:
     sections = shape.rope.sections or ((shape.rope.dims or shape.head_length) // 2,)
     yield "rope.dimension_sections", [*sections, *[0] * _SECTIONS][:_SECTIONS]
     yield "full_attention_interval", _INTERVAL
-    yield from recurrent_keys(_recurrent(shape))
+    yield from recurrent_keys(recurrent_of(shape, "qwen35"))
     if shape.mtp_layers:
         yield "nextn_predict_layers", shape.mtp_layers
 
@@ -60,7 +54,7 @@ def _feed_forward(shape: Shape) -> Iterator[Part]:
 
 def _layer(shape: Shape, layer: int) -> Iterator[Part]:
     if (layer + 1) % _INTERVAL:
-        yield from delta_net_parts(shape, _recurrent(shape))
+        yield from delta_net_parts(shape, recurrent_of(shape, "qwen35"))
     else:
         yield from _attending(shape)
     yield from _feed_forward(shape)

@@ -29,7 +29,9 @@ def find_drafts(names: Sequence[str]) -> tuple[Path, ...]:
         if name.endswith(".gguf"):
             found.append(find_gguf(name).path or Path(name))
             continue
-        path = OllamaBackend().find_model(name).path
+        backend = OllamaBackend()
+        with contextlib.closing(backend.api):
+            path = backend.find_model(name).path
         if path is None:
             raise VeloError(f"the file of '{name}' cannot be read", "give the path of a GGUF file")
         found.append(path)
@@ -69,8 +71,11 @@ def drafts_for(course: Course, asked: Sequence[Path]) -> tuple[list[Draft], tupl
 
 def installed_models(course: Course) -> list[tuple[str, Path]]:
     """Models of Ollama that are installed here. Raises `VeloError` where they cannot be listed."""
-    backend = course.backend if isinstance(course.backend, OllamaBackend) else OllamaBackend()
-    return models_at_hand(backend, os.environ, Path.home())
+    if isinstance(course.backend, OllamaBackend):
+        return models_at_hand(course.backend, os.environ, Path.home())
+    backend = OllamaBackend()
+    with contextlib.closing(backend.api):
+        return models_at_hand(backend, os.environ, Path.home())
 
 
 def _carried(

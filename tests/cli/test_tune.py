@@ -33,7 +33,7 @@ def kept(order: Order) -> Race:
 @pytest.mark.flight
 def test_a_race_that_is_ended_from_outside_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("tune", tiny, *FLAGS, "--knobs", ",".join(KNOBS), "--budget", "25s")
-    order = Order(str(tiny), "embedded", pins=parse_pins([*FLAGS[3::2]]), budget_s=7.0, quick=True)
+    order = Order(str(tiny), "embedded", pins=parse_pins([*FLAGS[3::2]]), budget_s=15.0, quick=True)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     with running_cli(*command) as cli:
